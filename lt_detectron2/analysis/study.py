@@ -4,8 +4,9 @@ Compare methods on SynthLT over several seeds, and write the page with the resul
     python -m lt_detectron2.analysis.study --seeds 0 1 --methods softmax eqlv2 rog_softmax
     python -m lt_detectron2.analysis.study --seeds 0 1 --page docs/results_synthlt.md
 
-A method is a config ``configs/SynthLT/<method>_<profile>.yaml``. Runs that are finished are not
-repeated, and the table takes in every finished seed of a method, so that a study can grow.
+A method is a config ``configs/SynthLT/<method>_<profile>.yaml``, and ``<method>_rfs`` the same with
+repeat-factor sampling, unless it has a config of its own. Runs that are finished are not repeated,
+and the table takes in every finished seed of a method, so that a study can grow.
 """
 
 from __future__ import annotations
@@ -24,21 +25,43 @@ from ..data.synthetic import PROFILES, datasets_root, generate
 from .runs import REPOSITORY, Run, execute, exit_status
 
 METRICS = ("AP", "APr", "APc", "APf")
-LABELS = {
+METHODS = {
     "softmax": "softmax",
-    "softmax_rfs": "softmax + RFS",
+    "sigmoid": "sigmoid",
+    "cb": "class-balanced softmax",
+    "balanced_softmax": "balanced softmax",
+    "ldam": "LDAM",
+    "focal": "focal",
+    "efl": "EFL",
+    "federated": "federated",
     "eql": "EQL",
+    "seql": "softmax EQL",
     "eqlv2": "EQL v2",
-    "eqlv2_rfs": "EQL v2 + RFS",
+    "seqlv2": "softmax EQL v2",
+    "drop": "DropLoss",
+    "acsl": "ACSL",
     "seesaw": "Seesaw, linear classifier",
     "seesaw_cosine": "Seesaw",
+    "bags": "BAGS, in one stage",
+    "ecm": "ECM",
+    "gumbel": "GOL",
+    "fbs_aegl": "FBS-AEGL",
     "rog_softmax": "softmax + GAP (ROG)",
-    "rog_softmax_rfs": "softmax + GAP (ROG) + RFS",
     "rog_eqlv2": "EQL v2 + GAP (ROG)",
     "harmonic_softmax": "softmax + Harmonic",
     "harmonic_hiou_softmax": "softmax + Harmonic + HIoU",
 }
 """Methods with a config for the demo profile, in the order of the tables."""
+
+REPEATED = "_rfs"
+"""Suffix of a method that is trained with repeat-factor sampling."""
+
+LABELS = {
+    method + suffix: label + note
+    for method, label in METHODS.items()
+    for suffix, note in (("", ""), (REPEATED, " + RFS"))
+}
+"""What to call each method, with random and with repeat-factor sampling."""
 
 PROVENANCE_FILE = "measured_at.json"
 
@@ -51,18 +74,29 @@ def make_runs(
     overrides: Sequence[str] = (),
 ) -> dict[str, list[Run]]:
     """A run for each method and seed; its folder is ``<method>_seed<seed>``."""
-    return {
-        method: [
+    runs: dict[str, list[Run]] = {}
+    for method in methods:
+        config, sampling = _recipe(method, profile)
+        runs[method] = [
             Run(
                 f"{LABELS.get(method, method)}, seed {seed}",
-                f"configs/SynthLT/{method}_{profile}.yaml",
+                config,
                 output / f"{method}_seed{seed}",
-                ["SEED", str(seed), *overrides],
+                ["SEED", str(seed), *sampling, *overrides],
             )
             for seed in seeds
         ]
-        for method in methods
-    }
+    return runs
+
+
+def _recipe(method: str, profile: str) -> tuple[str, list[str]]:
+    """Config file of a method and what to override in it."""
+    config = f"configs/SynthLT/{method}_{profile}.yaml"
+    if not method.endswith(REPEATED) or (REPOSITORY / config).is_file():
+        return config, []
+    sampling = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]
+    sampling += ["LONG_TAIL.REPEAT_THRESHOLD", "auto"]
+    return f"configs/SynthLT/{method.removesuffix(REPEATED)}_{profile}.yaml", sampling
 
 
 def train_all(profile: str, runs: Mapping[str, Sequence[Run]]) -> None:
