@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
-from tqdm import tqdm
 
 from lt_detectron2.data.datasets.open_images import SPLITS, challenge_files, read_image_size
 from lt_detectron2.errors import UserError
+from lt_detectron2.progress import counter
 
 IMAGES_AT_A_TIME = 10_000
 
@@ -54,7 +54,7 @@ def write_sizes(split: str, threads: int) -> Path:
         with (
             open(part, "w", encoding="ascii") as file,
             ThreadPoolExecutor(threads) as pool,
-            tqdm(total=len(records), desc=split, unit=" images", disable=None) as progress,
+            counter(split, unit="images", total=len(records)) as progress,
         ):
             file.write("ImageID,Width,Height\n")
             # In portions: a pool takes all of its work at once.

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
+from ..progress import track
 
 
 def load_records(name: str) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def check_records(
     """
     num_classes = len(class_names)
     num_annotations = 0
-    for record in records:
+    for record in track(records, "checking annotations"):
         for index, annotation in enumerate(record.get("annotations", ())):
             num_annotations += 1
             problem = _problem(annotation, num_classes)

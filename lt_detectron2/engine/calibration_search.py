@@ -19,7 +19,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.modeling.postprocessing import detector_postprocess
 from torch import nn
-from tqdm import tqdm
 
 from ..calibration import NearestClassMean
 from ..calibration.search import Trial, sweep
@@ -41,6 +40,7 @@ from ..evaluation import (
 from ..modeling.box_predictor import BoxPredictions
 from ..modeling.components import build_calibration
 from ..modeling.roi_heads import RegionPredictions
+from ..progress import track
 from ..statistics import ClassStatistics
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def cache_regions(
     )
     model.eval()
     cached: list[CachedImage] = []
-    for (record,) in tqdm(loader, desc="forward pass", unit="image", disable=None):
+    for (record,) in track(loader, "forward pass"):
         images = model.preprocess_image([record])
         features = model.backbone(images.tensor)
         proposals, _ = model.proposal_generator(images, features, None)

@@ -16,12 +16,12 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..calibration import ClassMeans, NearestClassMean
 from ..data.build import training_records
 from ..errors import ConfigError
 from ..modeling.box_predictor import BoxPredictions
+from ..progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +128,7 @@ def _next_stage(
 
 
 def _with_progress(loader: Iterable[Any], what: str) -> Iterable[Any]:
-    # disable=None hides the bar where nobody would see it move.
-    return tqdm(loader, desc=what, unit="image", disable=None if comm.is_main_process() else True)
+    return track(loader, what, quiet=not comm.is_main_process())
 
 
 def _key(cfg: CfgNode, model: nn.Module, method: NearestClassMean) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
-from tqdm import tqdm
 
 from ..modeling.loce import LOCEROIHeads
+from ..progress import track
 from .class_means import training_images
 
 
@@ -26,7 +26,7 @@ def fill_feature_memory(cfg: CfgNode, model: nn.Module) -> None:
         return
     is_training = model.training
     model.eval()
-    disable = None if comm.is_main_process() else True  # None hides it where nobody sees it move
-    images = tqdm(training_images(cfg), desc="feature memory", unit="image", disable=disable)
+    quiet = not comm.is_main_process()
+    images = track(training_images(cfg), "feature memory", quiet=quiet)
     heads.fill_memory(model, images)
     model.train(is_training)

@@ -12,24 +12,20 @@ two runs on the same samples has little of that bias; prefer it.
 Shapes: B samples, I images, K categories, T IoU thresholds, E true positives at a threshold.
 """
 
-import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..progress import track
 from .groups import CategoryGroups
 from .metrics import group_means, mean
 from .outcomes import Outcomes
 
-logger = logging.getLogger(__name__)
-
 _EPSILON = np.spacing(1)
 _LEVEL = 0.95
-_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -252,16 +248,9 @@ def intervals(outcomes: Outcomes, num_samples: int, *, seed: int = 0) -> dict[st
 
 
 def _with_progress(function: Callable[[int], list], number: int, num_threads: int) -> list:
-    results = []
-    start = last = time.monotonic()
     with ThreadPoolExecutor(num_threads) as pool:
-        for result in pool.map(function, range(number)):
-            results.append(result)
-            if time.monotonic() - last > _SECONDS_BETWEEN_REPORTS:
-                last = time.monotonic()
-                left = (last - start) / len(results) * (number - len(results))
-                logger.info("bootstrap: %d of %d samples, %.0f s left", len(results), number, left)
-    return results
+        samples = pool.map(function, range(number))
+        return list(track(samples, "bootstrap", unit="sample", total=number))
 
 
 def _running_total(values: np.ndarray) -> np.ndarray:

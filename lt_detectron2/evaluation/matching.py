@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import UserError
+from ..progress import counter
 from .annotations import NOT_EXHAUSTIVE, POSITIVE, positions_in
 from .boundary import boundaries
 from .detections import Detections
@@ -220,6 +221,7 @@ def _pairs(
     found = []
     ends = np.cumsum(count)
     start = 0
+    progress = counter(f"matching by {iou_type}", unit="detections", total=len(positive))
     while start < len(positive):
         taken = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, taken + _PAIRS_PER_CHUNK, side="right")))
@@ -230,7 +232,9 @@ def _pairs(
         detected, annotated, ious = pair_ious(detected, annotated)
         enough = ious >= lowest
         found.append((positive[detected[enough]], annotated[enough], ious[enough]))
+        progress.update(stop - start)
         start = stop
+    progress.close()
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     return tuple(np.concatenate(column) for column in zip(*found))

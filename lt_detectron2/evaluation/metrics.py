@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..progress import track
 from .groups import CategoryGroups
 from .matching import Matches
 from .protocol import Protocol
@@ -88,7 +89,7 @@ def precision_recall(matches: Matches) -> PrecisionRecall:
 
     category = np.searchsorted(matches.offsets, matches.candidates, side="right") - 1  # (C,)
     first_candidate = np.searchsorted(matches.candidates, matches.offsets[:-1])  # (K,)
-    for area in range(shape[2]):
+    for area in track(range(shape[2]), "precision and recall", unit="area range"):
         num_annotations = matches.num_annotations[:, area]
         present = num_annotations > 0
         errs = matches.errs_unmatched[:, area]

@@ -302,11 +302,10 @@ def test_an_interrupted_write_leaves_what_was_there(root, monkeypatch):
     path = build_coco_lt("bags")
     first = path.read_bytes()
 
-    class Interrupted:
-        def __init__(self, **options):
-            raise KeyboardInterrupt
+    def interrupted(*_, **options):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(coco_lt, "tqdm", Interrupted)
+    monkeypatch.setattr(coco_lt, "counter", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_coco_lt("bags", seed=1)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]

@@ -23,9 +23,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from tqdm import tqdm
 
 from ...errors import DatasetError
+from ...progress import counter
 from ..synthetic import datasets_root
 from .annotation_json import read_annotation_json
 from .coco_lt_rules import (
@@ -202,9 +202,7 @@ def _write(
     try:
         with open(part, "w", encoding="utf-8") as file:
             file.write(json.dumps(content)[:-1] + ', "annotations": [')
-            with tqdm(
-                total=len(annotations), desc=target.name, unit=" annotations", disable=None
-            ) as progress:
+            with counter(target.name, unit="annotations", total=len(annotations)) as progress:
                 for start in range(0, len(annotations), ANNOTATIONS_PER_WRITE):
                     block = annotations[start : start + ANNOTATIONS_PER_WRITE]
                     file.write((", " if start else "") + json.dumps(block)[1:-1])

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ...progress import track
 from .annotations import category_records, lvis_dataset
 from .profiles import Profile, get_profile
 from .scenes import plan_images
@@ -191,8 +190,7 @@ def _render(folder: Path, profile: Profile, seed: int, workers: int | None) -> l
     else:
         records = render_images_in_parallel(profile, seed, plans, folder, workers)
     title = f"SynthLT {profile.name}"
-    # disable=None: silent unless there is a terminal.
-    return list(tqdm(records, desc=title, total=len(plans), unit=" images", disable=None))
+    return list(track(records, title, total=len(plans)))
 
 
 def _available_cores() -> int:
