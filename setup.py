@@ -20,6 +20,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["lt_detectron2", "lt_detectron2.*"]),
     package_data={"lt_detectron2": ["py.typed"]},
+    entry_points={
+        "console_scripts": ["lt-detectron2 = lt_detectron2.commands.command_line:main"],
+    },
     python_requires=">=3.10",
     # Detectron2 itself is missing here on purpose: it is not on PyPI under its name, and the
     # losses work without it. tools/install_detectron2.py provides it.

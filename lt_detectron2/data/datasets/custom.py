@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,26 @@ def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -
         )
     DatasetCatalog.register(name, lambda: load_dataset(name, json_file, image_root))
     MetadataCatalog[name] = CustomMetadata(name=name, json_file=json_file, image_root=image_root)
+
+
+def register_annotations(json_file: str | Path, image_root: str | Path = "") -> str:
+    """
+    Registers an annotation file under a name made from its own, and returns that name.
+
+    Args:
+        json_file: annotations in COCO or LVIS format.
+        image_root: the folder that file names of images are relative to; that of the file if empty.
+    """
+    json_file = Path(json_file).expanduser()
+    image_root = Path(image_root).expanduser() if str(image_root) else json_file.parent
+    name = json_file.stem
+    try:
+        register_dataset(name, json_file, image_root)
+    except DatasetError:  # another file of that name, as in train/labels.json and val/labels.json
+        place = hashlib.sha256(f"{json_file.resolve()}\n{image_root.resolve()}".encode())
+        name = f"{name}_{place.hexdigest()[:8]}"
+        register_dataset(name, json_file, image_root)
+    return name
 
 
 class CustomMetadata(DerivedMetadata):

@@ -1,0 +1,16 @@
+"""
+The subcommands of `lt-detectron2`.
+
+A subcommand is one module of this package with a docstring that explains it, and
+
+    add_arguments(parser)       its arguments, without importing anything heavy
+    run(arguments) -> int       the work; 0 where it went well
+
+and an entry in COMMANDS. It is imported only when somebody asks for it, so that `doctor` runs where
+Detectron2 does not load.
+"""
+
+COMMANDS = {
+    "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
+}
+"""What each subcommand does, by name; `a-b` is the module `a_b`."""

@@ -1,0 +1,64 @@
+"""The command line around the subcommands: help, lazy imports, errors without a traceback."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from lt_detectron2.commands import COMMANDS
+from lt_detectron2.commands.command_line import INTERRUPTED, USER_ERROR, main
+from lt_detectron2.errors import UserError
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    module = importlib.import_module(f"lt_detectron2.commands.{name.replace('-', '_')}")
+    assert module.__doc__.strip().splitlines()[0] in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys; from lt_detectron2.commands.command_line import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'detectron2', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_python_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "lt_detectron2", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"]])
+def test_no_such_command(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UserError("mend it"), USER_ERROR, "error: mend it"),
+        (KeyboardInterrupt, INTERRUPTED, "stop"),
+    ],
+)
+def test_errors_are_shown_without_traceback(monkeypatch, capsys, error, status, text):
+    def read_source(*_):
+        raise error
+
+    monkeypatch.setattr("lt_detectron2.commands.stats.read_source", read_source)
+    assert main(["stats", "any.json"]) == status
+    printed = capsys.readouterr().err
+    assert text in printed and "Traceback" not in printed
