@@ -7,46 +7,12 @@ AP of every class against the number of its training images, for a baseline and 
 from __future__ import annotations
 
 import argparse
-import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..statistics import GROUP_NAMES
+from .results import read_categories
 from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save, tidy
-
-GROUP_LETTERS = {name[0]: name for name in GROUP_NAMES}
-
-
-@dataclass(frozen=True)
-class CategoryResult:
-    """One row of per_category.csv. ``ap`` is in percent, nan for a class without annotations."""
-
-    name: str
-    group: str
-    train_images: int
-    ap: float
-
-
-def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryResult]:
-    """
-    AP by category id, from the output folder of a run.
-
-    Raises:
-        FileNotFoundError: the run has not been evaluated.
-    """
-    path = Path(run) / "inference" / "per_category.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        return {
-            int(row["category_id"]): CategoryResult(
-                row["name"],
-                GROUP_LETTERS.get(row["group"], ""),
-                int(row["train_images"]),
-                np.nan if row[f"{task}_AP"] == "n/a" else float(row[f"{task}_AP"]),
-            )
-            for row in csv.DictReader(file)
-        }
 
 
 def draw(

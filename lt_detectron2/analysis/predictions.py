@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from .ap_by_count import CategoryResult, read_categories
+from .results import CategoryResult, read_categories
 from .style import GROUP_COLOURS, new_figure, save
 
 SAME_OBJECT_IOU = 0.5

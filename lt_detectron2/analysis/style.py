@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,8 +14,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..evaluation.report import csv_text
+
 GROUP_COLOURS = {"rare": "#d55e00", "common": "#0072b2", "frequent": "#009e73"}
 BASELINE_COLOUR = "#8c8c8c"
+RUN_COLOURS = ("#8c8c8c", "#cc79a7", "#0072b2", "#e69f00", "#009e73", "#d55e00")
+"""Of runs over each other; the first is the baseline's."""
 DOTS_PER_INCH = 130
 
 
@@ -30,10 +36,35 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, making its folder, and close it."""
+def save(
+    figure: Figure, path: str | Path, columns: Mapping[str, Sequence[Any]] | None = None
+) -> Path:
+    """
+    Write the figure as PNG, and its numbers as CSV beside it; makes their folder.
+
+    Args:
+        figure: closed afterwards.
+        path: of the PNG.
+        columns: of the CSV, by name, all of one length; None writes no CSV.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    figure.savefig(path, dpi=DOTS_PER_INCH, format="png")
     plt.close(figure)
+    if columns is not None:
+        write_csv(path.with_suffix(".csv"), columns)
     return path
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Columns by name; raises ValueError unless all have one length."""
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = {name: len(column) for name, column in columns.items()}
+        raise ValueError(f"expected columns of one length, got {lengths}")
+    cells = {name: [_cell(value) for value in column] for name, column in columns.items()}
+    path.write_text(csv_text(cells), encoding="utf-8")
+
+
+def _cell(value: Any) -> str:
+    value = value.item() if hasattr(value, "item") else value
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,97 @@
+"""What figures read from the output folder of an evaluated run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..evaluation import Detections, GroundTruth, load_ground_truth
+from ..statistics import GROUP_NAMES
+
+GROUP_LETTERS = {name[0]: name for name in GROUP_NAMES}
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    """One row of per_category.csv. ``ap`` is in percent, nan for a class without annotations."""
+
+    name: str
+    group: str
+    train_images: int
+    ap: float
+
+
+def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryResult]:
+    """
+    AP by category id, from the output folder of a run.
+
+    Raises:
+        UserError: the run has not been evaluated, or not for this task.
+    """
+    path = Path(run) / "inference" / "per_category.csv"
+    if not path.is_file():
+        raise UserError(
+            f"expected the results of an evaluation at {path}, found no such file: give the output "
+            "folder of a run that train_net.py has evaluated"
+        )
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    column = f"{task}_AP"
+    if rows and column not in rows[0]:
+        raise UserError(f"{path} has no column {column!r}: the run was not evaluated for {task}")
+    return {
+        int(row["category_id"]): CategoryResult(
+            row["name"],
+            GROUP_LETTERS.get(row["group"], ""),
+            _count(row["train_images"]),
+            np.nan if row[column] == "n/a" else float(row[column]),
+        )
+        for row in rows
+    }
+
+
+def read_detections(run: str | Path) -> Detections:
+    """What a run found, as its evaluation has saved it."""
+    return Detections.load(str(Path(run) / "inference" / "detections.npz"))
+
+
+def read_ground_truth(run: str | Path, dataset: str = "") -> GroundTruth:
+    """
+    The annotations that a run was evaluated on.
+
+    Args:
+        run: its output folder.
+        dataset: a registered set; by default the one that the results name.
+
+    Raises:
+        UserError: the run has not been evaluated, or the set is not registered or has no
+            annotations in the format of LVIS or COCO.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from ..data import datasets  # noqa: F401  registers them
+
+    if not dataset:
+        path = Path(run) / "inference" / "results.json"
+        if not path.is_file():
+            raise UserError(f"{run} has no results of an evaluation: expected {path}")
+        dataset = json.loads(path.read_text(encoding="utf-8"))["dataset"]
+    if dataset not in DatasetCatalog.list():
+        raise UserError(f"no data set is registered as {dataset!r}: name the one of the evaluation")
+    metadata = MetadataCatalog.get(dataset)
+    kind, file = metadata.get("evaluator_type"), metadata.get("json_file")
+    ground_truth = None
+    if kind in ("lvis", "coco") and file:
+        ground_truth, _ = load_ground_truth(file, kind, write=False)
+    if ground_truth is None:
+        raise UserError(f"{dataset!r} has no annotations in the format of LVIS or COCO")
+    return ground_truth
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isdigit() else 0
