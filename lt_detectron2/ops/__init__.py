@@ -6,5 +6,14 @@ class counts; :mod:`lt_detectron2.losses` gives them their meaning.
 """
 
 from .ranking import ranking_errors
+from .sigmoid_ce import TermWeights, sigmoid_cross_entropy
+from .softmax_ce import LogitShifts, SoftmaxPart, softmax_cross_entropy
 
-__all__ = ["ranking_errors"]
+__all__ = [
+    "LogitShifts",
+    "SoftmaxPart",
+    "TermWeights",
+    "ranking_errors",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,98 @@
+"""
+Losses whose gradient is computed together with their value.
+
+A loss that is the end of a graph knows its gradient in the forward pass, up to one factor.
+Computing it there, block of rows after block of rows, reads the logits once and keeps intermediate
+results in the cache; the backward pass only applies the factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CPU_BLOCK = 1 << 17
+"""Logits worked on at a time, so that intermediate results stay in the cache."""
+REDUCTIONS = ("none", "mean")
+IMPLEMENTATIONS = ("auto", "torch")
+"""What ``implementation`` accepts; "auto" is the fastest that the device has."""
+
+
+class OnePass(NamedTuple):
+    """What one pass over the logits gives."""
+
+    loss: Tensor
+    """(R,), or their mean; with a graph."""
+    positive_gradient: Tensor | None
+    """(L,) sum of |d loss_i / d z_ij| over rows i whose own column is j, if asked for."""
+    negative_gradient: Tensor | None
+    """(L,) the same over all other rows."""
+
+
+def attach_gradient(losses: Tensor, logits: Tensor, gradient: Tensor | None) -> Tensor:
+    """
+    Make a loss depend on its logits.
+
+    Args:
+        losses: scalar, or (R,) loss of each row. Without graph.
+        logits: (R, L), from which the losses were computed.
+        gradient: (R, L) derivative of the scalar, or of each row's loss by that row's logits. None
+            if nobody wants it, see :func:`wants_gradient`.
+
+    Returns:
+        The losses. Their graph can be run backwards any number of times, but differentiated once.
+    """
+    return losses if gradient is None else _Attached.apply(losses, logits, gradient)
+
+
+def wants_gradient(logits: Tensor) -> bool:
+    """Whether a backward pass may follow."""
+    return logits.requires_grad and torch.is_grad_enabled()
+
+
+def looking_is_free(tensor: Tensor) -> bool:
+    """
+    Whether the host may look at values: nothing waits for a CPU, and no compiler is tracing.
+
+    What depends on values is then skipped, e.g. rows of weight 0; elsewhere it is computed.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def row_blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows that fit into the cache together; a single one where that is no matter."""
+    rows, columns = logits.shape
+    step = max(1, CPU_BLOCK // max(columns, 1)) if looking_is_free(logits) else max(rows, 1)
+    for first in range(0, max(rows, 1), step):
+        yield slice(first, min(first + step, rows))
+
+
+def check_choices(reduction: str, implementation: str) -> None:
+    """Raise ValueError for an unknown name."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        # Not once_differentiable, which is silent where the factor is a constant.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "this loss computes its gradient together with its value and can be differentiated "
+                "once: call backward without create_graph, or write the loss with plain torch"
+            )
+        (gradient,) = ctx.saved_tensors
+        if upstream.dim() == 0 and looking_is_free(upstream) and upstream == 1:
+            return None, gradient, None  # the usual case, which needs no pass over the gradient
+        return None, gradient * (upstream if upstream.dim() == 0 else upstream[:, None]), None

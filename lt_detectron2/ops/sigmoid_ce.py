@@ -1,0 +1,204 @@
+"""
+Weighted binary cross entropies, one a column: value and gradient in one pass.
+
+What differs between methods is which terms count how much. Almost always that depends on the column
+and on whether the region is background, so it is told by tables and never written out as a matrix.
+
+Shapes:
+
+    R, L: rows and columns of the logits
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .one_pass import OnePass, attach_gradient, check_choices, row_blocks, wants_gradient
+
+
+class TermWeights(NamedTuple):
+    """
+    Weights w_ij >= 0 of the terms, constant in the gradient. What is None does not take part.
+
+        w_ij = positive_j                                             j is the row's own column
+        w_ij = negative_kj mask_ij [score_ij >= min_score_kj]         other columns
+
+    k is 0 for a background row and 1 for a foreground row. Tables are of any floating type.
+    """
+
+    positive: Tensor | None = None
+    """(L,)"""
+    negative: Tensor | None = None
+    """(L,), or (2, L) where background and foreground rows differ."""
+    min_score: Tensor | None = None
+    """(L,) or (2, L); 0 lets all terms count."""
+    mask: Tensor | None = None
+    """(R, L) bool, or any floating type. Costs a pass: prefer tables."""
+
+    def dense(self, scores: Tensor, targets: Tensor, background: int) -> Tensor:
+        """(R, L) all weights, written out; the definition, for tests and to look at."""
+        rows, columns = scores.shape
+        kind = (targets < background).long()
+        weights = torch.ones_like(scores)
+        if self.negative is not None:
+            weights = weights * _rows_of(self.negative, kind).to(scores.dtype)
+        if self.min_score is not None:
+            weights = weights * (scores >= _rows_of(self.min_score, kind).to(scores.dtype))
+        if self.mask is not None:
+            weights = weights * self.mask
+        is_own = targets[:, None] == torch.arange(columns, device=targets.device)
+        positive = weights.new_ones(columns) if self.positive is None else self.positive
+        return torch.where(is_own, positive.to(scores.dtype), weights)
+
+
+class BinaryTerms(Protocol):
+    """A binary loss of a logit x: what a term costs before it is weighted, and its derivative."""
+
+    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score in [0, 1], loss and its derivative of (B, L) logits of a block of rows."""
+
+    def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and its derivative of logits (R,) in the columns (R,) that rows belong to."""
+
+
+class SigmoidTerms:
+    """log(1 + exp(x)) for negatives, log(1 + exp(-x)) for positives; the score is sigmoid(x)."""
+
+    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score = x.sigmoid()
+        return score, F.softplus(x), score
+
+    def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        return F.softplus(-x), -(-x).sigmoid()
+
+
+SIGMOID = SigmoidTerms()
+
+
+def sigmoid_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    weights: TermWeights | None = None,
+    *,
+    background: int,
+    terms: BinaryTerms = SIGMOID,
+    scale: float = 1.0,
+    offset: Tensor | None = None,
+    reduction: str = "none",
+    class_gradients: bool = False,
+    implementation: str = "auto",
+) -> OnePass:
+    """
+    Sum over the columns of each row's weighted binary cross entropies.
+
+        loss_i = sum_j w_ij BCE(scale z_ij + offset_kj, [t_i = j])
+
+    Nothing is written to, no (R, L) matrix of labels or weights is made, and nothing waits for the
+    device. Extra memory is the gradient and, on the CPU, a few blocks of rows.
+
+    Args:
+        logits: (R, L) float32 or float64, of any layout.
+        targets: (R,) int64 >= 0. A row whose target is L or more has no positive term.
+        weights: w_ij; None weights every term 1.
+        background: rows with this target or a higher one are background (k = 0).
+        terms: what takes the place of BCE.
+        scale: above 0.
+        offset: (L,) or (2, L), see TermWeights for the two rows.
+        reduction: "none" for (R,) losses or "mean" for their mean, 0 if R = 0.
+        class_gradients: also return the summed magnitudes of gradients, which accumulating methods
+            want. They are those of the sum over the rows, whatever the reduction.
+        implementation: "torch", or "auto" for the fastest that the device has.
+
+    Raises:
+        ValueError: unknown reduction or implementation.
+    """
+    check_choices(reduction, implementation)
+    weights = weights or TermWeights()
+    wants = wants_gradient(logits)
+    with torch.no_grad():
+        share = 1 / max(len(logits), 1) if reduction == "mean" else 1.0
+        losses, gradient, sums = _value_and_gradient(
+            logits.detach(), targets, weights, background, terms, scale, offset, share,
+            wants or class_gradients, class_gradients,
+        )  # fmt: skip
+        loss = losses if reduction == "none" else losses.sum()
+        positive, negative = (None, None) if sums is None else (part / share for part in sums)
+    return OnePass(attach_gradient(loss, logits, gradient if wants else None), positive, negative)
+
+
+def _value_and_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    weights: TermWeights,
+    background: int,
+    terms: BinaryTerms,
+    scale: float,
+    offset: Tensor | None,
+    share: float,
+    needs_gradient: bool,
+    class_gradients: bool,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """(R,) losses times ``share``, their gradient, and (L,) sums of its magnitude."""
+    rows, columns = logits.shape
+    dtype = logits.dtype
+    kind = (targets < background).long()
+    has_own = (targets < columns).to(dtype)  # (R,)
+    own = targets.clamp(max=columns - 1)[:, None]  # (R, 1)
+    negative = logits.new_ones(columns) if weights.negative is None else weights.negative
+    negative = share * negative.to(dtype)
+    min_score = None if weights.min_score is None else weights.min_score.to(dtype)
+    offset = None if offset is None else offset.to(dtype)
+
+    losses = logits.new_empty(rows)
+    gradient = logits.new_empty(logits.shape if needs_gradient else 0)
+    negative_sum = logits.new_zeros(columns)
+    for block in row_blocks(logits):
+        x = logits[block]
+        if offset is not None:
+            x = torch.add(_rows_of(offset, kind[block]), x, alpha=scale)
+        elif scale != 1:
+            x = scale * x
+        score, value, slope = terms.negative(x)
+        weight = _rows_of(negative, kind[block])
+        if min_score is not None:
+            weight = weight * (score >= _rows_of(min_score, kind[block]))
+        if weights.mask is not None:
+            weight = weight * weights.mask[block]
+        value = value.mul_(weight)
+        others = 1 - has_own[block, None]  # 0 clears the entry of the positive term
+        value.scatter_(1, own[block], value.gather(1, own[block]) * others)
+        losses[block] = value.sum(dim=1)
+        if needs_gradient:
+            part = torch.mul(slope, weight, out=gradient[block])
+            part.scatter_(1, own[block], part.gather(1, own[block]) * others)
+            if scale != 1:
+                part *= scale
+            if class_gradients:
+                negative_sum += part.sum(dim=0)
+
+    own = own[:, 0]
+    x = scale * logits.gather(1, own[:, None])[:, 0]
+    if offset is not None:
+        x = x + (offset[own] if offset.dim() == 1 else offset[kind, own])
+    value, slope = terms.positive(x, own)
+    weight = share * has_own
+    if weights.positive is not None:
+        weight = weight * weights.positive.to(dtype)[own]
+    losses += weight * value
+    if not needs_gradient:
+        return losses, None, None
+    slope = scale * weight * slope
+    gradient.scatter_add_(1, own[:, None], slope[:, None])
+    sums = None
+    if class_gradients:
+        sums = (negative_sum.new_zeros(columns).scatter_add_(0, own, slope.abs()), negative_sum)
+    return losses, gradient, sums
+
+
+def _rows_of(table: Tensor, kind: Tensor) -> Tensor:
+    """(L,) table itself, or (B, L) its row for each region."""
+    return table if table.dim() == 1 else table.index_select(0, kind)

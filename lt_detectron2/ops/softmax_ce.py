@@ -1,0 +1,188 @@
+"""
+Softmax cross entropies of shifted logits: value and gradient in one pass.
+
+A classifier's columns may hold one softmax or several side by side, each with labels and weights of
+its own. What methods add to the logits is told by tables and never written out as a matrix.
+
+Shapes:
+
+    R, L: rows and columns of the logits
+    C:    columns of one softmax
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import one_pass
+from .one_pass import OnePass, attach_gradient, check_choices, row_blocks, wants_gradient
+
+
+class Compensation(NamedTuple):
+    """Raises columns that score higher than the row's own, see :class:`LogitShifts`."""
+
+    exponent: float
+    """q"""
+    log_floor: float
+    """log of the least probability that the own column is taken to have."""
+
+
+class LogitShifts(NamedTuple):
+    """
+    What enters the softmax instead of logits z_ij, constant in the gradient but for the scale.
+
+        x_it = scale z_it + own_offset_t                                the row's own column t = t_i
+        x_ij = scale z_ij + offset_j + min(0, log_count_j - log_count_t)
+               + q max(0, log s_ij - max(log s_it, log_floor))          other columns
+
+    with s = softmax(scale z). Dropped columns are -inf unless they are the row's own. What is None
+    does not take part; without own_offset the offset holds for the own column, too. Tables are of
+    any floating type.
+    """
+
+    scale: float = 1.0
+    offset: Tensor | None = None
+    """(C,), or (R, C), which costs a pass: prefer a table. -inf leaves a column out."""
+    own_offset: Tensor | None = None
+    """(C,)"""
+    log_count: Tensor | None = None
+    """(C,), times the exponent p: Seesaw's mitigation."""
+    compensation: Compensation | None = None
+    dropped: Tensor | None = None
+    """(R, C) bool."""
+
+    @property
+    def moves_columns_apart(self) -> bool:
+        """Whether the own column is shifted otherwise than the same column of other rows."""
+        own = (self.own_offset, self.log_count, self.compensation, self.dropped)
+        return any(item is not None for item in own)
+
+
+class SoftmaxPart(NamedTuple):
+    """One softmax among the columns of a classifier."""
+
+    targets: Tensor
+    """(R,) int64 in 0..C-1, counted from the first of its columns."""
+    weights: Tensor | None = None
+    """(R,) factor of each row's loss, constant; None for 1. A row of weight 0 is skipped."""
+    first: int = 0
+    """Its first column."""
+    size: int | None = None
+    """C; None for all columns from the first on."""
+    shifts: LogitShifts = LogitShifts()
+
+
+def softmax_cross_entropy(
+    logits: Tensor,
+    *parts: SoftmaxPart,
+    reduction: str = "none",
+    class_gradients: bool = False,
+    implementation: str = "auto",
+) -> OnePass:
+    """
+    Sum over the parts of each row's softmax cross entropy.
+
+        loss_i = sum_parts w_i CE(x_i, t_i)
+
+    Nothing is written to, no (R, L) matrix of labels is made, and nothing waits for the device.
+    Extra memory is the gradient and, on the CPU, a few blocks of rows. There only rows with a
+    weight are computed at all.
+
+    Args:
+        logits: (R, L) float32 or float64, of any layout.
+        parts: at least one; columns of no part have no gradient.
+        reduction: "none" for (R,) losses or "mean" for their mean, 0 if R = 0.
+        class_gradients: also return the summed magnitudes of gradients, which accumulating methods
+            want. They are those of the sum over the rows, whatever the reduction.
+        implementation: "torch", or "auto" for the fastest that the device has.
+
+    Raises:
+        ValueError: unknown reduction or implementation.
+    """
+    check_choices(reduction, implementation)
+    wants = wants_gradient(logits)
+    with torch.no_grad():
+        share = 1 / max(len(logits), 1) if reduction == "mean" else 1.0
+        losses, gradient, sums = _value_and_gradient(
+            logits.detach(), parts, share, wants or class_gradients, class_gradients
+        )
+        loss = losses if reduction == "none" else losses.sum()
+        positive, negative = (None, None) if sums is None else (part / share for part in sums)
+    return OnePass(attach_gradient(loss, logits, gradient if wants else None), positive, negative)
+
+
+def _value_and_gradient(
+    logits: Tensor,
+    parts: Sequence[SoftmaxPart],
+    share: float,
+    needs_gradient: bool,
+    class_gradients: bool,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """(R,) losses times ``share``, their gradient, and (L,) sums of its magnitude."""
+    losses = logits.new_zeros(len(logits))
+    gradient = torch.zeros_like(logits) if needs_gradient else None
+    positive, negative = logits.new_zeros(2, logits.shape[1]).unbind()
+    for part in parts:
+        last = logits.shape[1] if part.size is None else part.first + part.size
+        columns = slice(part.first, last)
+        z = logits[:, columns]
+        weights = logits.new_ones(len(logits)) if part.weights is None else part.weights
+        weights = share * weights.to(logits.dtype)
+        own = part.targets[:, None]
+        part_gradient = gradient[:, columns] if needs_gradient else None
+        for block in _active_blocks(z, part.weights):
+            x = _shifted(z[block], part.shifts, block, own[block])
+            scores = x.softmax(dim=1)
+            own_x = x.gather(1, own[block])[:, 0]
+            losses[block] += weights[block] * (_log_normalizer(x, scores) - own_x)
+            if needs_gradient:
+                factor = part.shifts.scale * weights[block, None]
+                pull = scores.mul_(factor)
+                push = factor - pull.gather(1, own[block])
+                if class_gradients:
+                    positive[columns].scatter_add_(0, own[block, 0], push[:, 0])
+                    negative[columns] += pull.scatter_(1, own[block], 0).sum(dim=0)
+                part_gradient[block] = pull.scatter_(1, own[block], -push)
+    return losses, gradient, (positive, negative) if class_gradients else None
+
+
+def _active_blocks(z: Tensor, weights: Tensor | None) -> Iterable[slice | Tensor]:
+    """Blocks of the rows that have a weight, or of all rows where looking is not free."""
+    if weights is None or not one_pass.looking_is_free(z):
+        return row_blocks(z)
+    active = weights.nonzero()[:, 0]
+    if len(active) == len(z):
+        return row_blocks(z)
+    return [active[block] for block in row_blocks(z[: len(active)])]
+
+
+def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor) -> Tensor:
+    """(B, C) what enters the softmax of the rows of a block; may be ``z`` itself."""
+    scaled = z if shifts.scale == 1 else shifts.scale * z
+    x = scaled
+    if shifts.offset is not None:
+        offset = shifts.offset if shifts.offset.dim() == 1 else shifts.offset[block]
+        x = x + offset.to(z.dtype)
+    own_x = x.gather(1, own)
+    if shifts.own_offset is not None:
+        own_x = scaled.gather(1, own) + shifts.own_offset.to(z.dtype)[own]
+    if shifts.log_count is not None:
+        log_count = shifts.log_count.to(z.dtype)
+        x = (log_count - log_count[own]).clamp_(max=0).add_(x)
+    if shifts.compensation is not None:
+        exponent, log_floor = shifts.compensation
+        normalizer = _log_normalizer(scaled, scaled.softmax(dim=1))[:, None]
+        floor = scaled.gather(1, own).maximum(normalizer + log_floor)
+        x = torch.add(x, (scaled - floor).clamp_(min=0), alpha=exponent)
+    if shifts.dropped is not None:
+        x = x.masked_fill(shifts.dropped[block], -torch.inf)
+    return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
+
+
+def _log_normalizer(x: Tensor, scores: Tensor) -> Tensor:
+    """(B,) log sum_j exp(x_j), given softmax(x): the greatest entries tell it without rounding."""
+    return x.amax(dim=1) - scores.amax(dim=1).log()

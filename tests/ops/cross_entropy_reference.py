@@ -1,0 +1,61 @@
+"""The two families written down with plain torch and autograd; also the benchmark's baseline."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_detectron2.ops.sigmoid_ce import TermWeights
+from lt_detectron2.ops.softmax_ce import LogitShifts, SoftmaxPart
+
+
+def sigmoid_losses(
+    logits: Tensor,
+    targets: Tensor,
+    weights: TermWeights | None,
+    background: int,
+    scale: float = 1.0,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """(R,) losses, as in the docstring of the operation."""
+    x = scale * logits
+    if offset is not None:
+        is_foreground = (targets < background).long()
+        x = x + (offset if offset.dim() == 1 else offset[is_foreground]).to(x.dtype)
+    dense = (weights or TermWeights()).dense(x.detach().sigmoid(), targets, background)
+    terms = F.binary_cross_entropy_with_logits(x, one_hot(logits, targets), reduction="none")
+    return (dense * terms).sum(dim=1)
+
+
+def softmax_losses(logits: Tensor, *parts: SoftmaxPart) -> Tensor:
+    """(R,) losses, as in the docstring of the operation."""
+    total = logits.new_zeros(len(logits))
+    for part in parts:
+        last = logits.shape[1] if part.size is None else part.first + part.size
+        x = shifted(logits[:, part.first : last], part.targets, part.shifts)
+        losses = F.cross_entropy(x, part.targets, reduction="none")
+        total = total + (losses if part.weights is None else losses * part.weights)
+    return total
+
+
+def shifted(logits: Tensor, targets: Tensor, shifts: LogitShifts) -> Tensor:
+    """(R, C) what enters the softmax."""
+    z = shifts.scale * logits
+    x = z if shifts.offset is None else z + shifts.offset.to(z.dtype)
+    own_x = x if shifts.own_offset is None else z + shifts.own_offset.to(z.dtype)
+    if shifts.log_count is not None:
+        log_count = shifts.log_count.to(z.dtype)
+        x = x + (log_count - log_count[targets][:, None]).clamp(max=0)
+    if shifts.compensation is not None:
+        log_scores = z.detach().log_softmax(dim=1)
+        own = log_scores.gather(1, targets[:, None]).clamp(min=shifts.compensation.log_floor)
+        x = x + shifts.compensation.exponent * (log_scores - own).clamp(min=0)
+    if shifts.dropped is not None:
+        x = x.masked_fill(shifts.dropped, -torch.inf)
+    return torch.where(one_hot(logits, targets).bool(), own_x, x)
+
+
+def one_hot(logits: Tensor, targets: Tensor) -> Tensor:
+    """(R, L) in the logits' type; the row of a target without a column is zero."""
+    return (targets[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(
+        logits.dtype
+    )
