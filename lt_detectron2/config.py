@@ -86,6 +86,15 @@ def add_long_tail_config(cfg: CfgNode) -> None:
     # What evaluation computes beside the standard metrics.
     cfg.LONG_TAIL.EVAL = parameter_node(EvaluationOptions)
 
+    # Who is given the numbers of a training: "terminal", "json", "tensorboard", "csv", "wandb".
+    cfg.LONG_TAIL.WRITERS = ["terminal", "json", "tensorboard"]
+    # Every so many iterations, the loss on DATASETS.TEST is measured; 0 is never.
+    cfg.LONG_TAIL.VALIDATION_LOSS_PERIOD = 0
+    # The metric whose best evaluation is kept as model_best.pth, such as "bbox/AP" or "bbox/APr".
+    cfg.LONG_TAIL.BEST_CHECKPOINT = ""
+    # Whether a training or evaluation leaves report.md and report.html in OUTPUT_DIR.
+    cfg.LONG_TAIL.REPORT = True
+
     # With --eval-only: evaluate these saved detections (detections.npz of an evaluation, or a JSON
     # file of results) instead of running the model.
     cfg.LONG_TAIL.EVAL.PREDICTIONS = ""

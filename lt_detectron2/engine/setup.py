@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import add_long_tail_config
 from ..errors import ConfigError
 from ..modeling.composition import check_composition
+from .writers import check_writers
 
 
 def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode:
@@ -55,6 +56,7 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
     annotations, an output folder that cannot be written.
     """
     check_composition(cfg)
+    check_writers(cfg.LONG_TAIL.WRITERS)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
             hint = _suggest(name, DatasetCatalog.list())

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.build import build_train_loader, skip_seen_images
@@ -37,7 +38,9 @@ from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
 from .feature_memory import fill_feature_memory
 from .gradient_clipping import build_clipped_optimizer
+from .hooks import complete_hooks
 from .random_state import keeping_random_state, random_state, set_random_state
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,12 @@ class LongTailTrainer(DefaultTrainer):
         if self._random_state is not None:
             getattr(self._trainer, "_data_loader_iter", None)  # to be made it draws a seed
             set_random_state(self._random_state)
+
+    def build_hooks(self) -> list[HookBase]:
+        return complete_hooks(self, super().build_hooks())
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg, self.max_iter)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

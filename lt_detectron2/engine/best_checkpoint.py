@@ -1,0 +1,65 @@
+"""The checkpoint of the best evaluation, also of a training that was interrupted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import hooks
+from detectron2.utils import comm
+
+from ..evaluation.report import replacing
+
+logger = logging.getLogger(__name__)
+
+FILE_PREFIX = "model_best"
+RECORD_FILE = "model_best.json"
+
+
+class BestCheckpoint(hooks.BestCheckpointer):
+    """
+    Keeps ``model_best.pth``, of the evaluation with the highest metric.
+
+    Beyond Detectron2's hook: a training that resumes knows what the best has been, from
+    ``model_best.json``; and it resumes from its last checkpoint, not from its best.
+
+    Args:
+        eval_period: iterations between evaluations, ``TEST.EVAL_PERIOD``.
+        checkpointer: of the training.
+        metric: "bbox/AP", "bbox/APr", ...; without a task, boxes are meant.
+    """
+
+    def __init__(self, eval_period: int, checkpointer: DetectionCheckpointer, metric: str):
+        metric = metric if "/" in metric else f"bbox/{metric}"
+        super().__init__(eval_period, _not_last(checkpointer), metric, file_prefix=FILE_PREFIX)
+        self._record = os.path.join(checkpointer.save_dir, RECORD_FILE)
+
+    def before_train(self) -> None:
+        kept = (self._record, os.path.join(self._checkpointer.save_dir, f"{FILE_PREFIX}.pth"))
+        if self.trainer.start_iter == 0 or not all(map(os.path.isfile, kept)):
+            return
+        with open(self._record, encoding="utf-8") as file:
+            record = json.load(file)
+        if record["metric"] != self._val_metric:
+            logger.info("%s is of another metric and begins anew", RECORD_FILE)
+            return
+        self.best_metric, self.best_iter = record["value"], record["iteration"]
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        is_number = super()._update_best(val, iteration)
+        if is_number and comm.is_main_process():
+            record = {"metric": self._val_metric, "value": val, "iteration": iteration}
+            with replacing(self._record) as file:
+                json.dump(record, file)
+        return is_number
+
+
+def _not_last(checkpointer: DetectionCheckpointer) -> Any:
+    """The same checkpointer, whose files are not those that a training resumes from."""
+    other = copy.copy(checkpointer)
+    other.tag_last_checkpoint = lambda name: None
+    return other

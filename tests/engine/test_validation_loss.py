@@ -1,0 +1,123 @@
+"""The validation loss: the mean over images, and no trace of it in the training."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.utils.events import EventStorage
+from torch.testing import assert_close
+
+from lt_detectron2.engine.random_state import random_state
+from lt_detectron2.engine.validation_loss import computing_losses, validation_losses
+from lt_detectron2.errors import ConfigError
+from tests.modeling.detectors import batch, small_config, small_detector
+
+from .small_set import register, unregister
+
+DATASET = "validation_loss_val"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dataset(tmp_path_factory):
+    register(DATASET, tmp_path_factory.mktemp("images"))
+    yield
+    unregister(DATASET)
+
+
+def detector(folder, heads="LongTailROIHeads", loss="EqualizationLossV2", *overrides):
+    keys = ["DATASETS.TEST", f"('{DATASET}',)", "INPUT.FORMAT", "BGR", *overrides]
+    cfg = small_config(folder, heads, loss, *keys)
+    return cfg, small_detector(cfg)
+
+
+def everything(model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return state, [module.training for module in model.modules()]
+
+
+def assert_same(actual, expected):
+    assert actual[1] == expected[1]
+    for name, value in expected[0].items():
+        assert torch.equal(actual[0][name], value), name
+
+
+def numbers_of(state):
+    return [state["torch"].tolist(), state["python"][1].tolist(), state["numpy"][1].tolist()]
+
+
+def test_mean_over_images(tmp_path):
+    # With so few regions none is left out, so that nothing is drawn.
+    few = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"]
+    few += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4096"]
+    cfg, model = detector(tmp_path, "LongTailROIHeads", "SeesawLoss", *few)
+    actual = validation_losses(cfg, model)
+
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=False),
+        image_format="BGR",
+        use_instance_mask=True,
+    )
+    losses = []
+    for record in get_detection_dataset_dicts([DATASET], filter_empty=False):
+        reference = copy.deepcopy(model).eval()
+        heads = reference.roi_heads
+        for part in (reference, reference.proposal_generator, heads, heads.mask_head):
+            part.training = True  # of that part alone: it computes its losses
+        with EventStorage(), torch.no_grad():
+            losses.append(reference([mapper(record)]))
+    assert len(losses) == 8 and set(actual) == set(losses[0])
+    for name, value in actual.items():
+        expected = sum(float(part[name]) for part in losses) / len(losses)
+        assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "heads, loss",
+    [
+        ("LongTailROIHeads", "EqualizationLossV2"),
+        ("LongTailCascadeROIHeads", "SeesawLoss"),
+        ("LongTailROIHeads", "EquilibriumLoss"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_trace(tmp_path, heads, loss, training):
+    cfg, model = detector(tmp_path, heads, loss)
+    model.train(training)
+    before, random_before = everything(model), numbers_of(random_state())
+    first = validation_losses(cfg, model)
+    assert_same(everything(model), before)
+    assert numbers_of(random_state()) == random_before
+    torch.rand(1)
+    assert validation_losses(cfg, model) == first  # the same regions are drawn each time
+    assert all(value == value for value in first.values())
+
+
+def test_state_of_training_layers_is_put_back(tmp_path):
+    """What changes in a forward pass in training, whatever it belongs to, is as before."""
+    cfg, model = detector(tmp_path)
+    model.add_module("extra", torch.nn.BatchNorm2d(3))
+    model.loss_normalizer = 7.0
+    model.register_buffer("seen", torch.zeros(()))
+    model.train()
+    before = everything(model)
+    with EventStorage(), computing_losses(model):
+        assert not model.extra.training and not torch.is_grad_enabled()
+        model(batch())
+        model.seen += 1
+        model.loss_normalizer = 9.0
+    assert_same(everything(model), before)
+    assert model.loss_normalizer == 7.0
+
+
+def test_needs_annotations(tmp_path, monkeypatch):
+    cfg, model = detector(tmp_path)
+    monkeypatch.setattr(
+        "lt_detectron2.engine.validation_loss.get_detection_dataset_dicts",
+        lambda names, filter_empty: [{"file_name": "a.png", "image_id": 1}],
+    )
+    with pytest.raises(ConfigError, match="needs annotated images"):
+        validation_losses(cfg, model)
