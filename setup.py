@@ -36,8 +36,15 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "fast": ["numba>=0.59"],  # compiles the slowest loops of an evaluation
         # The tests also compare with the official `lvis` package. It asks for the OpenCV build
         # that needs a desktop, so install it apart: pip install --no-deps lvis==0.5.3
-        "test": ["hypothesis>=6.80", "opencv-python-headless>=4.8", "pytest>=8.1", "ruff>=0.9"],
+        "test": [
+            "hotcoco>=1.3",
+            "hypothesis>=6.80",
+            "opencv-python-headless>=4.8",
+            "pytest>=8.1",
+            "ruff>=0.9",
+        ],
     },
 )

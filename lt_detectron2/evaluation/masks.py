@@ -99,7 +99,14 @@ class RunLengthMasks:
         cls, bits: np.ndarray, windows: np.ndarray, sizes: np.ndarray
     ) -> "RunLengthMasks":
         """Encodes masks that are zero outside a window; see `run_lengths.from_windows`."""
-        codes, lengths = run_lengths.encode(*run_lengths.from_windows(bits, windows, sizes))
+        return cls.from_runs(*run_lengths.from_windows(bits, windows, sizes), sizes)
+
+    @classmethod
+    def from_runs(
+        cls, runs: np.ndarray, num_runs: np.ndarray, sizes: np.ndarray
+    ) -> "RunLengthMasks":
+        """Encodes the runs that `run_lengths.from_windows` or `from_edges` found."""
+        codes, lengths = run_lengths.encode(runs, num_runs)
         return cls(codes, np.cumsum(lengths) - lengths, lengths, sizes.astype(np.int32))
 
     @classmethod

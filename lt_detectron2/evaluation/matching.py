@@ -4,7 +4,7 @@ Which detections are right: the matching of LVIS and COCO over whole columns.
 Matches never cross an image or a category, so all cells (pairs of an image and a category) advance
 together: round r matches the r-th detection of every cell. Only detections that overlap an
 annotation by at least the lowest threshold take part, and the number of rounds is the most of them
-in one cell.
+in one cell. Where numba is installed, a compiled loop over the detections takes their place.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ import numpy as np
 
 from ..errors import UserError
 from ..progress import counter
+from . import kernels
 from .annotations import NOT_EXHAUSTIVE, POSITIVE, positions_in
 from .boundary import boundaries
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .masks import mask_pair_ious
 from .protocol import Protocol
-from .selection import detection_masks, rank_in_runs, select
+from .selection import by_score_in_groups, detection_masks, rank_in_runs, select
 
 IOU_TYPES = ("bbox", "segm", "boundary")
 
@@ -161,7 +162,7 @@ def match(
 
     # `rows` are in image order and the sort is stable, so image and model order break ties.
     scores = detections.scores[rows]
-    order = np.lexsort((-scores, category))
+    order = by_score_in_groups(category, scores)
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     detected, annotated, ious = pairs
@@ -346,20 +347,36 @@ def _assign(
     detected, annotated, ious = detected[order], annotated[order], ious[order]
     candidates, first, count = np.unique(detected, return_index=True, return_counts=True)
 
-    # The r-th candidate of a cell chooses in round r.
+    thresholds = np.minimum(protocol.iou_thresholds, 1 - 1e-10)
+    counts = _counts(ground_truth, protocol)
+    problem = annotated, ious, first, count, thresholds, counts, ground_truth.crowd
+    if kernels.available():
+        return candidates, *kernels.assign(*problem)
     image, category = ground_truth.image[annotated[first]], ground_truth.category[annotated[first]]
-    cell = ground_truth.cell_keys(image, category)
+    return candidates, *_assign_in_rounds(ground_truth.cell_keys(image, category), *problem)
+
+
+def _assign_in_rounds(
+    cell: np.ndarray,
+    annotated: np.ndarray,
+    ious: np.ndarray,
+    first: np.ndarray,
+    count: np.ndarray,
+    thresholds: np.ndarray,
+    counts: np.ndarray,
+    crowd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `kernels.assign`; `cell` (C,) is that of each candidate."""
+    # The r-th candidate of a cell chooses in round r.
     by_cell = np.argsort(cell, kind="stable")
     rank = np.empty_like(by_cell)
     rank[by_cell] = rank_in_runs(cell[by_cell])
     by_round = np.argsort(rank, kind="stable")
     per_round = np.bincount(rank)
 
-    thresholds = np.minimum(protocol.iou_thresholds, 1 - 1e-10)
-    counts = _counts(ground_truth, protocol)
     shape = (len(thresholds), counts.shape[1])
     taken = np.zeros((len(counts), *shape), dtype=bool)
-    matched = np.zeros((len(candidates), *shape), dtype=bool)
+    matched = np.zeros((len(cell), *shape), dtype=bool)
     right = np.zeros_like(matched)
     stop = 0
     for number in per_round:
@@ -377,8 +394,8 @@ def _assign(
         right[choosing] = best >= _COUNTED
         _, threshold, area_range = chosen = np.nonzero(best)
         taker = option[(best[chosen] & ~_COUNTED) - 1]
-        taken[taker, threshold, area_range] = ~ground_truth.crowd[taker]
-    return candidates, matched, right
+        taken[taker, threshold, area_range] = ~crowd[taker]
+    return matched, right
 
 
 def _in_ranges(areas: np.ndarray, protocol: Protocol) -> np.ndarray:

@@ -3,7 +3,7 @@ From the mask head's small masks to run lengths at the size of the image.
 
 Detectron2 pastes every mask into an image of its own and then encodes all of it. Here a mask is
 sampled inside its box only, as Detectron2 does on the CPU, and the run lengths are read off the
-boxes of all masks together. The codes are identical.
+boxes of all masks together. The codes are identical. The sampling is compiled if it can be.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from . import kernels, run_lengths
 from .masks import RunLengthMasks
 
 THRESHOLD = 0.5
@@ -31,8 +32,14 @@ def encode_roi_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> R
         return RunLengthMasks.empty()
     masks, boxes = masks.detach().float().cpu(), boxes.detach().float().cpu()
     windows = _windows(boxes, height, width)
-    bits = _paste(masks, boxes, windows)
+    sides = windows[:, 2:] - windows[:, :2]
+    x = _relative(windows[:, 0], sides[:, 0], boxes[:, 0], boxes[:, 2])
+    y = _relative(windows[:, 1], sides[:, 1], boxes[:, 1], boxes[:, 3])
     sizes = np.tile(np.array([[height, width]], dtype=np.int32), (len(masks), 1))
+    if kernels.available():
+        edges = kernels.pasted_edges(masks.contiguous().numpy(), x.numpy(), y.numpy(), sides)
+        return RunLengthMasks.from_runs(*run_lengths.from_edges(edges, windows, sizes), sizes)
+    bits = _paste(masks, x, y, sides)
     return RunLengthMasks.from_windows(bits, windows, sizes)
 
 
@@ -43,32 +50,29 @@ def _windows(boxes: Tensor, height: int, width: int) -> np.ndarray:
     return torch.cat([low, torch.maximum(low, high)], dim=1).to(torch.int64).numpy()
 
 
-def _paste(masks: Tensor, boxes: Tensor, windows: np.ndarray) -> np.ndarray:
+def _paste(masks: Tensor, x: Tensor, y: Tensor, sides: np.ndarray) -> np.ndarray:
     """(B,) uint8, the windows of all masks as `run_lengths.from_windows` takes them."""
-    x = _relative(windows[:, 0], windows[:, 2], boxes[:, 0], boxes[:, 2])
-    y = _relative(windows[:, 1], windows[:, 3], boxes[:, 1], boxes[:, 3])
-    sizes = (windows[:, 2:] - windows[:, :2]).tolist()
-    bits = np.zeros(sum(w * (h + 1) for w, h in sizes), dtype=np.uint8)
+    bits = np.zeros((sides[:, 0] * (sides[:, 1] + 1)).sum(), dtype=np.uint8)
+    columns, rows = sides.T.tolist()
     start = 0
-    for mask, columns, rows, (w, h) in zip(masks[:, None, None], x, y, sizes):
+    for mask, across, down in zip(masks[:, None, None], x.split(columns), y.split(rows)):
+        w, h = len(across), len(down)
         stop = start + w * (h + 1)
         if w and h:
             grid = torch.empty(1, h, w, 2)
-            grid[..., 0] = columns
-            grid[..., 1] = rows[:, None]
+            grid[..., 0] = across
+            grid[..., 1] = down[:, None]
             sampled = grid_sample(mask, grid, align_corners=False)[0, 0].numpy()
             bits[start:stop].reshape(w, h + 1)[:, :h] = (sampled >= THRESHOLD).T
         start = stop
     return bits
 
 
-def _relative(low: np.ndarray, high: np.ndarray, first: Tensor, last: Tensor) -> list[Tensor]:
-    """Centres of the pixels low..high of each window, where the box is -1..1."""
-    sizes = torch.from_numpy(high - low)
-    starts = sizes.cumsum(0) - sizes
-    pixels = torch.arange(int(sizes.sum())) - (starts - torch.from_numpy(low)).repeat_interleave(
-        sizes
-    )
-    first, last = first.repeat_interleave(sizes), last.repeat_interleave(sizes)
-    centres = (pixels.float() + 0.5 - first) / (last - first) * 2 - 1
-    return list(centres.split(sizes.tolist()))
+def _relative(low: np.ndarray, sizes: np.ndarray, first: Tensor, last: Tensor) -> Tensor:
+    """Centres of the pixels from `low` on of each window in turn, where the box is -1..1."""
+    number = torch.from_numpy(sizes)
+    starts = number.cumsum(0) - number
+    pixels = torch.arange(int(number.sum()))
+    pixels -= (starts - torch.from_numpy(low)).repeat_interleave(number)
+    first, last = first.repeat_interleave(number), last.repeat_interleave(number)
+    return (pixels.float() + 0.5 - first) / (last - first) * 2 - 1

@@ -86,11 +86,22 @@ def from_windows(
     Returns:
         as `decode`.
     """
+    return from_edges(np.flatnonzero(np.diff(bits, prepend=np.uint8(0))), windows, sizes)
+
+
+def from_edges(
+    edges: np.ndarray, windows: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    As `from_windows`.
+
+    Args:
+        edges: (E,) int64, ascending positions of the bits that differ from the one before.
+    """
     left, top, right, bottom = windows.T
     height, num_pixels = sizes[:, 0].astype(np.int64), sizes.astype(np.int64).prod(axis=1)
     column_size = bottom - top + 1  # with the zero
     starts = _starts((right - left) * column_size)
-    edges = np.flatnonzero(np.diff(bits, prepend=np.uint8(0)))
     mask = np.searchsorted(starts, edges, side="right") - 1
     column, row = np.divmod(edges - starts[mask], column_size[mask])
     position = (left[mask] + column) * height[mask] + top[mask] + row

@@ -98,6 +98,22 @@ def best_of_each(group: np.ndarray, scores: np.ndarray, cap: int | None) -> np.n
     return kept
 
 
+def by_score_in_groups(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) int64, the stable order by group (an int64 >= 0), then falling finite score."""
+    if scores.dtype != np.float32 or group.max(initial=0) >= 1 << 30:
+        return np.lexsort((-scores, group))
+    # Bits of a float sort like a number once those of negative ones are turned around. One key a
+    # row lets NumPy sort with vector instructions; equal keys are put in order afterwards.
+    bits = (-scores + np.float32(0)).view(np.int32)
+    key = (group << 33) + np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    order = np.argsort(key)
+    ends = np.diff(key[order], prepend=-1, append=-1) != 0
+    tied = np.flatnonzero(~(ends[1:] & ends[:-1]))
+    run = np.cumsum(ends)[tied]
+    order[tied] = order[tied][np.lexsort((order[tied], run))]
+    return order
+
+
 def rank_in_runs(sorted_group: np.ndarray) -> np.ndarray:
     """(N,) int64, position of each element within its run of equal values."""
     first = np.flatnonzero(np.diff(sorted_group, prepend=-1))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from lt_detectron2.evaluation import oracle
 from lt_detectron2.evaluation.__main__ import main
+from lt_detectron2.evaluation.oracle import ORACLES
 
 from .official import as_coco, random_set
 from .small_set import AP_OF_CATEGORY_1, small_set
@@ -55,14 +55,14 @@ def test_official_backend(task, case, capsys, monkeypatch):
     files = case(*random_set(np.random.default_rng(4), task))
     main([*files, "--tasks", task, "--backend", "lvis", "--cap", "20"])
     assert f"| {task} |" in capsys.readouterr().out
-    curves = oracle.official_curves
+    curves = ORACLES["lvis"]
 
     def other(*arguments):
         official = curves(*arguments)
         official.recall[...] += 1e-9
         return official
 
-    monkeypatch.setattr("lt_detectron2.evaluation.__main__.official_curves", other)
+    monkeypatch.setitem(ORACLES, "lvis", other)
     with pytest.raises(SystemExit, match=f"error: {task}: .* values of recall differ"):
         main([*files, "--tasks", task, "--backend", "lvis"])
     with pytest.raises(SystemExit, match="knows boxes and masks under a cap per image only"):

@@ -1,8 +1,11 @@
-"""Equality with the official `lvis` package, whole arrays bit for bit."""
+"""Equality with the official `lvis` package and with hotcoco, whole arrays bit for bit."""
+
+import json
 
 import numpy as np
 import pytest
 
+from lt_detectron2.errors import UserError
 from lt_detectron2.evaluation import (
     Detections,
     GroundTruth,
@@ -12,6 +15,7 @@ from lt_detectron2.evaluation import (
     precision_recall,
     summarize,
 )
+from lt_detectron2.evaluation.oracle import hotcoco_curves
 
 from .official import official_evaluation, random_set
 
@@ -44,3 +48,26 @@ def test_random_federated_sets(iou_type, seed, tmp_path):
         pytest.skip("the official package crashes without detections")
     cap = [300, 10, 25, None][seed % 4]
     assert_equals_official(dataset, results, iou_type, cap, tmp_path)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(12))
+def test_hotcoco(iou_type, seed, tmp_path):
+    pytest.importorskip("hotcoco")
+    dataset, results = random_set(np.random.default_rng(seed), iou_type)
+    detections = Detections.from_results(results)
+    protocol = Protocol(max_dets_per_image=[300, 10, 25, None][seed % 4])
+    path = tmp_path / "annotations.json"
+    if any(entry.get("ignore") for entry in dataset["annotations"]):
+        path.write_text(json.dumps(dataset))
+        with pytest.raises(UserError, match="does not know annotations marked `ignore`"):
+            hotcoco_curves(str(path), detections, iou_type, protocol)
+    for entry in dataset["annotations"]:
+        entry.pop("ignore", None)
+    path.write_text(json.dumps(dataset))
+    expected = hotcoco_curves(str(path), detections, iou_type, protocol)
+    ground_truth = GroundTruth.from_lvis(dataset, with_masks=iou_type == "segm")
+    matches = match(ground_truth, detections, iou_type=iou_type, protocol=protocol)
+    curves = precision_recall(matches)
+    np.testing.assert_array_equal(curves.precision, expected.precision)
+    np.testing.assert_array_equal(curves.recall, expected.recall)
