@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
+    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -23,7 +23,9 @@ from ..errors import ConfigError
 from . import samplers
 from .episodes import LabelledEpisodes, LabelledRecords, MarkSampledObjects
 from .image_classes import ImageClasses
+from .images import build_mapper
 from .samplers import EpisodicSampler, LongTailSampler, ResumableSampler, ResumedSampler
+from .validate import check_masks
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     known = sorted({*sampler_classes(), *detectron2_samplers()})
     if name not in known:
         try:
-            return build_detection_train_loader(cfg)
+            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
         except ValueError as error:
             if "sampler" not in str(error):
                 raise
@@ -80,24 +82,33 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     records = training_records(cfg)
     sampler = build_sampler(cfg, records)
     logger.info("Training sampler: %s", name)
-    mapper = None  # Detectron2's
+    mapper = build_mapper(cfg, is_train=True)
     if isinstance(sampler, EpisodicSampler):
         records, sampler = LabelledRecords(records), LabelledEpisodes(sampler)
-        mapper = MarkSampledObjects(DatasetMapper(cfg, is_train=True))
+        mapper = MarkSampledObjects(mapper)
     loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records, sampler=sampler)
     loader.resumable_sampler = sampler
     return loader
 
 
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    """Detectron2's loader of a test set."""
+    mapper = build_mapper(cfg, is_train=False)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+
 def training_records(cfg: CfgNode) -> Records:
     """The records that the trainer uses, in the order that samplers count in."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    return get_detection_dataset_dicts(
+    records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    if cfg.MODEL.MASK_ON:
+        check_masks(records, " and ".join(cfg.DATASETS.TRAIN))
+    return records
 
 
 def build_sampler(cfg: CfgNode, records: Records) -> ResumableSampler:

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 
 from ..errors import ConfigError, DatasetError
 from ..statistics import GROUP_NAMES, ClassStatistics
-from .validate import check_records, load_records
+from .validate import load_records, usable_records
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def _count_records(name: str, records: Sequence[dict[str, Any]], source: str) ->
     class_names = MetadataCatalog.get(name).get("thing_classes")
     if not class_names:
         raise DatasetError(f"{name!r} has no thing_classes: set them in its metadata")
-    check_records(records, class_names, source)
+    records = usable_records(records, class_names, source)
     return count_classes(records, len(class_names), class_names)
 
 

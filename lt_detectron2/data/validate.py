@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,14 @@ from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
 from ..progress import track
+from .annotation_schema import is_number
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+LISTED = 10
+"""Records that a message names; of the others it gives the number."""
 
 
 def load_records(name: str) -> list[dict[str, Any]]:
@@ -35,7 +43,7 @@ def load_records(name: str) -> list[dict[str, Any]]:
             f"{name!r}: {_source(name)} is not valid JSON (line {error.lineno}, column "
             f"{error.colno}: {error.msg}); was the download or export cut short?"
         ) from error
-    except (KeyError, IndexError, TypeError, AssertionError) as error:
+    except Exception as error:  # of loaders that are not ours, which check nothing
         raise DatasetError(
             f"{name!r}: {_source(name)} cannot be read as COCO or LVIS annotations "
             f"({type(error).__name__}: {error}); expected 'images', 'annotations' and 'categories' "
@@ -47,44 +55,101 @@ def _source(name: str) -> str:
     return MetadataCatalog.get(name).get("json_file", "the data set")
 
 
-def check_records(
-    records: Sequence[dict[str, Any]], class_names: Sequence[str], source: str
-) -> None:
+def usable_records(
+    records: Sequence[Record], class_names: Sequence[str], source: str
+) -> list[Record]:
     """
-    Raise DatasetError for the first record that a training could not use.
+    The records without what no training can use: boxes without area, or off their image.
 
-    Checked are the class of every annotation and its box: finite, and wider and higher than 0.
+    Mappers drop those from batches without a word; left in, they would be counted and sampled.
+    Annotation files of repute have a few of them, so they are listed and not refused.
+
+    Raises:
+        DatasetError: an annotation is of no class, its box is none, or nothing is left.
     """
     num_classes = len(class_names)
-    num_annotations = 0
+    num_annotations, left_out, usable = 0, [], []
     for record in track(records, "checking annotations"):
-        for index, annotation in enumerate(record.get("annotations", ())):
-            num_annotations += 1
+        annotations = record.get("annotations", ())
+        num_annotations += len(annotations)
+        for index, annotation in enumerate(annotations):
             problem = _problem(annotation, num_classes)
             if problem:
                 raise DatasetError(
-                    f"{source}: image {record.get('image_id', record.get('file_name'))!r}, "
-                    f"annotation {index}: {problem}"
+                    f"{source}: image {_name(record)}, annotation {index}: {problem}"
                 )
+        kept = [a for a in annotations if is_visible(a, record)]
+        if len(kept) < len(annotations):
+            left_out += [_name(record)] * (len(annotations) - len(kept))
+            record = {**record, "annotations": kept}
+        usable.append(record)
     if not num_annotations:
         raise DatasetError(
             f"{source}: no annotation in {len(records)} images; is it the file of a test set?"
         )
+    if len(left_out) == num_annotations:
+        raise DatasetError(
+            f"{source}: none of {num_annotations} boxes has an area inside its image: expected "
+            "(x, y, width, height) in pixels"
+        )
+    report_left_out(source, left_out, "have boxes without area inside their image", "of images")
+    return usable
 
 
-def _problem(annotation: dict[str, Any], num_classes: int) -> str | None:
+def report_left_out(
+    source: str, names: Sequence[Any], reason: str, kind: str = "with the ids"
+) -> None:
+    """Log how many annotations a training goes without, and which."""
+    if names:
+        listed = ", ".join(map(str, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
+        logger.warning(
+            "%s: %d annotations %s and are left out, %s %s: mend or remove them",
+            *(source, len(names), reason, kind, listed),
+        )
+
+
+def check_masks(records: Sequence[Record], source: str) -> None:
+    """Raise DatasetError unless every object that is trained on has a mask."""
+    lacking = [
+        _name(record)
+        for record in records
+        for annotation in record.get("annotations", ())
+        if not annotation.get("segmentation") and not annotation.get("iscrowd", 0)
+    ]
+    if lacking:
+        raise DatasetError(
+            f"{source}: {len(lacking)} annotations have no segmentation, the first one in image "
+            f"{lacking[0]}: set MODEL.MASK_ON False to train on boxes, or add the masks"
+        )
+
+
+def is_visible(annotation: Record, record: Record) -> bool:
+    """Whether some of the box lies inside the image; boxes of angles are left to Detectron2."""
+    box, mode = annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    if mode == BoxMode.XYWH_ABS:
+        left, top, width, height = box
+        right, bottom = left + width, top + height
+    elif mode == BoxMode.XYXY_ABS:
+        left, top, right, bottom = box
+    else:
+        return True
+    right = min(right, record.get("width", right))
+    bottom = min(bottom, record.get("height", bottom))
+    return right > max(left, 0) and bottom > max(top, 0)
+
+
+def _problem(annotation: Record, num_classes: int) -> str | None:
     category = annotation.get("category_id")
     if not isinstance(category, int) or not 0 <= category < num_classes:
         return (
             f"class {category!r}, expected 0..{num_classes - 1}: "
             "its category_id is not among the categories of the file"
         )
-    box, mode = annotation.get("bbox"), annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-    if box is None or len(box) < 4 or not all(math.isfinite(value) for value in box):
+    box = annotation.get("bbox")
+    if box is None or len(box) not in (4, 5) or not all(map(is_number, box)):
         return f"box {box!r}, expected 4 finite numbers: mend or remove the annotation"
-    width, height = box[2], box[3]
-    if mode == BoxMode.XYXY_ABS:
-        width, height = box[2] - box[0], box[3] - box[1]
-    if mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) and not (width > 0 and height > 0):
-        return f"box {list(box)!r} has no area, expected width and height > 0: mend or remove it"
     return None
+
+
+def _name(record: Record) -> str:
+    return repr(record.get("image_id", record.get("file_name")))

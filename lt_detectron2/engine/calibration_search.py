@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.modeling.postprocessing import detector_postprocess
 from torch import nn
 
@@ -24,6 +24,7 @@ from ..calibration import NearestClassMean
 from ..calibration.search import Trial, sweep
 from ..data.held_out import stratified_images
 from ..data.image_classes import ImageClasses
+from ..data.images import build_mapper
 from ..data.validate import load_records
 from ..errors import ConfigError
 from ..evaluation import (
@@ -147,7 +148,9 @@ def cache_regions(
         keep: what is kept beside logits and boxes, names as in ``Calibration.required``.
     """
     loader = build_detection_test_loader(
-        list(records), mapper=DatasetMapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        list(records),
+        mapper=build_mapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     model.eval()
     cached: list[CachedImage] = []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..calibration import ClassMeans, NearestClassMean
 from ..data.build import training_records
+from ..data.images import CheckedMapper
 from ..errors import ConfigError
 from ..modeling.box_predictor import BoxPredictions
 from ..progress import track
@@ -89,7 +90,7 @@ def training_images(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     )
     records = training_records(cfg)
     workers = cfg.DATALOADER.NUM_WORKERS
-    return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+    return build_detection_test_loader(records, mapper=CheckedMapper(mapper), num_workers=workers)
 
 
 def _regions(

@@ -56,7 +56,7 @@ def launch(
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         _join_torchrun(timeout)
-        return main(*args)
+        return _run(main, args)
 
     world_size = num_processes_per_machine * num_machines
     if torch.cuda.is_available() and num_processes_per_machine > torch.cuda.device_count():
@@ -65,7 +65,7 @@ def launch(
             f"{torch.cuda.device_count()}: ask for at most that many"
         )
     if world_size <= 1:
-        return main(*args)
+        return _run(main, args)
     url = _resolve_url(dist_url, num_machines, machine_rank)
     try:
         mp.start_processes(
@@ -112,10 +112,18 @@ def _worker(
     dist.destroy_process_group()
 
 
+def _run(main: Callable[..., Any], args: tuple) -> Any:
+    try:
+        return main(*args)
+    except UserError as error:  # in a worker of a loader, with its traceback in the message
+        raise _user_error_in(str(error)) or error from error
+
+
 def _user_error_in(traceback: str) -> UserError | None:
     """The UserError that a process ended with, if it did: only its text comes back from there."""
-    found = re.search(rf"^{UserError.__module__}\.\w+: (.*)\Z", traceback, re.DOTALL | re.MULTILINE)
-    return UserError(found.group(1).strip()) if found else None
+    *_, last = ["", *re.split(rf"^{UserError.__module__}\.\w+: ", traceback, flags=re.MULTILINE)]
+    was_last = last != traceback and "Traceback (most recent call last)" not in last
+    return UserError(last.strip()) if was_last else None
 
 
 def _backend() -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -36,16 +37,38 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         raise ConfigError(f"no config file {config_file!r}: see the folder configs/")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            # Detectron2 would fall back on the loader that builds any Python object.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(overrides or [])
     except (KeyError, AssertionError) as error:
         raise ConfigError(_explain_key_error(cfg, error)) from error
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{config_file}: {_one_line(error)}: tags that build Python objects are not allowed, "
+            "since they can run any program; write plain values"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config_file} is not valid YAML: {_one_line(error)}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{config_file}, or a _BASE_ of it, cannot be read ({error}): expected a text file, "
+            "and no file that is its own base"
+        ) from error
     except ValueError as error:
         hint = "; write 2.0, not 2, for a number that may be fractional"
         is_number = "<class 'float'> vs. <class 'int'>" in str(error)
         raise ConfigError(f"config: {error}{hint if is_number else ''}") from error
+    except (TypeError, AttributeError, IndexError) as error:  # of what is no mapping
+        raise ConfigError(
+            f"{config_file}: expected keys and values as in configs/, found another structure "
+            f"({error}): compare it with configs/SynthLT"
+        ) from error
     cfg.freeze()
     return cfg
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
 
 
 def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:

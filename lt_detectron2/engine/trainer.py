@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.build import build_train_loader, skip_seen_images
+from ..data.build import build_test_loader, build_train_loader, skip_seen_images
 from ..data.repeat_factors import auto_threshold
 from ..data.statistics import (
     STATISTICS_KEY,
@@ -122,6 +122,10 @@ class LongTailTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

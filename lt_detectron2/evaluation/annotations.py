@@ -2,13 +2,13 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from ..data.annotation_schema import MAX_SIDE, check_annotation_file, is_number
 from ..errors import DatasetError
 from .masks import RunLengthMasks
 
@@ -41,7 +41,14 @@ def lvis_columns(dataset: Mapping, with_masks: bool) -> dict[str, Any]:
         rows, listed = _federated_cells(images, key, columns["category_ids"])
         flags[rows, listed] |= flag
     areas = columns["areas"]
-    kept = columns.pop("known") & (areas > 0) & (areas < np.inf)
+    known, has_area = columns.pop("known"), (areas > 0) & (areas < np.inf)
+    kept = known & has_area
+    without_area = columns["annotation_ids"][known & ~has_area].tolist()
+    if without_area:
+        logger.warning(
+            "%d annotations have no area and, as by the official API, are not evaluated: %s",
+            *(len(without_area), _listed(without_area)),
+        )
     ignored = np.array([bool(entry.get("ignore", 0)) for entry in entries], dtype=bool)
     crowd = np.zeros(len(entries), dtype=bool)
     return _fields(columns, entries, flags, kept, ignored, crowd, with_masks)
@@ -91,10 +98,11 @@ def _tables(
     )
     known = known_image & known_category
     if not known.all():
+        strangers = annotation_ids[~known].tolist()
         logger.warning(
             "%d annotations belong to images or categories that the file does not list; "
-            "they are not evaluated",
-            np.count_nonzero(~known),
+            "they are not evaluated: %s",
+            *(len(strangers), _listed(strangers)),
         )
     columns = {
         "image_ids": image_ids,
@@ -152,7 +160,7 @@ def read_annotations(path: str) -> dict:
         raise DatasetError(
             f"expected the annotations at {path}, found no such file: check the dataset's json_file"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"expected a JSON file, {path} cannot be read ({error}): it may be incomplete, get it "
             "again"
@@ -165,9 +173,28 @@ def read_annotations(path: str) -> dict:
     return dataset
 
 
+def explain(error: Exception, dataset: Any, path: str) -> DatasetError:
+    """What is wrong with annotations that could not be read: the first record that is unusual."""
+    try:
+        check_annotation_file(dataset, path)
+    except DatasetError as found:
+        return found
+    return DatasetError(
+        f"{path}: cannot be read as annotations ({type(error).__name__}: {error}): export it in "
+        "COCO or LVIS format"
+    )
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
+
+
 def _value(entry: Mapping, key: str, kind: str):
     if key not in entry:
-        raise DatasetError(f"expected every {kind} to have {key!r}, found only {sorted(entry)}")
+        raise DatasetError(
+            f"expected every {kind} to have {key!r}, found only {sorted(entry)} in {kind} "
+            f"{entry.get('id', '?')}: complete the file"
+        )
     return entry[key]
 
 
@@ -177,7 +204,7 @@ def _column(entries: Sequence[Mapping], key: str) -> list:
 
 def _integers(values: list, what: str) -> np.ndarray:
     column = np.asarray(values)
-    if len(values) and column.dtype.kind not in "iu":
+    if len(values) and column.dtype.kind != "i":  # unsigned where one is too large
         wrong = next((value for value in values if not isinstance(value, int)), values[0])
         raise DatasetError(f"expected {what} to be integers, found {wrong!r}: number them")
     return column.astype(np.int64)
@@ -197,7 +224,7 @@ def _unique_ids(entries: Sequence[Mapping], kind: str) -> np.ndarray:
 def _areas(entries: Sequence[Mapping]) -> np.ndarray:
     areas = np.asarray(_column(entries, "area"))
     if len(areas) and areas.dtype.kind not in "iuf":
-        wrong = next(e for e in entries if not isinstance(e["area"], int | float))
+        wrong = next((e for e in entries if not is_number(e["area"])), entries[0])
         raise DatasetError(
             f"expected area to be a number, annotation {wrong['id']} has {wrong['area']!r}: give "
             "the area of its mask, or of its box, in pixels"
@@ -243,10 +270,11 @@ def _boxes(entries: Sequence[Mapping]) -> np.ndarray:
     try:
         columns = np.array(boxes, dtype=np.float64).reshape(len(boxes), 4)
         valid = np.isfinite(columns).all()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
-        entry = next(entry for entry, box in zip(entries, boxes) if not _is_box(box))
+        wrong = [entry for entry, box in zip(entries, boxes) if not _is_box(box)]
+        entry = (wrong or entries)[0]
         raise DatasetError(
             "expected bbox to be four finite numbers (x, y, width, height), annotation "
             f"{entry['id']} has {entry['bbox']}: correct or remove it"
@@ -255,11 +283,7 @@ def _boxes(entries: Sequence[Mapping]) -> np.ndarray:
 
 
 def _is_box(box: object) -> bool:
-    return (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in box)
-    )
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))
 
 
 def _annotation_masks(entries: Sequence[Mapping], sizes: np.ndarray) -> RunLengthMasks:
@@ -272,15 +296,25 @@ def _annotation_masks(entries: Sequence[Mapping], sizes: np.ndarray) -> RunLengt
             )
         if isinstance(entry["segmentation"], list):
             _check_polygons(entry)
-    return RunLengthMasks.from_segmentations([entry["segmentation"] for entry in entries], sizes)
+    masks = RunLengthMasks.from_segmentations([entry["segmentation"] for entry in entries], sizes)
+    valid = masks.are_valid() & (masks.sizes == sizes).all(axis=1)
+    if not valid.all():
+        row = int(valid.argmin())
+        height, width = sizes[row].tolist()
+        raise DatasetError(
+            f"expected run lengths of {height} x {width} pixels, annotation {entries[row]['id']} "
+            "has others: mend or remove it"
+        )
+    return masks
 
 
 def _check_polygons(entry: Mapping) -> None:
     # pycocotools takes the process down on others.
     try:
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in entry["segmentation"]]
-        valid = all(p.ndim == 1 and len(p) >= 4 and np.isfinite(p).all() for p in polygons)
-    except (TypeError, ValueError):
+        valid = all(p.ndim == 1 and len(p) >= 4 for p in polygons)
+        valid = valid and all((np.abs(p) <= MAX_SIDE).all() for p in polygons)
+    except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
         raise DatasetError(

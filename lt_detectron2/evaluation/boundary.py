@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import run_lengths
+from ..data import run_lengths
 from .masks import RunLengthMasks
 
 _MASKS_AT_ONCE = 1 << 10

@@ -1,7 +1,6 @@
 """Detections as columns: what a model found, from the inference loop to the metric."""
 
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,6 +8,7 @@ from functools import reduce
 
 import numpy as np
 
+from ..data.annotation_schema import MAX_SIDE, is_number
 from ..errors import UserError
 from .masks import RunLengthMasks
 from .protocol import Protocol
@@ -16,6 +16,8 @@ from .protocol import Protocol
 _RESULTS_AT_ONCE = 1 << 16
 _CHARACTERS_AT_ONCE = 1 << 22
 _MAX_CHARACTERS_OF_A_RESULT = 1 << 25
+NUMBERS = ("image_id", "category_id", "score")
+"""What every entry of a results file has, beside a box or a mask."""
 
 
 @dataclass(frozen=True)
@@ -126,34 +128,54 @@ class Detections:
         )
 
     @classmethod
-    def from_results(cls, results: Sequence[Mapping]) -> "Detections":
+    def from_results(cls, results: Sequence[Mapping], first: int = 0) -> "Detections":
         """
         Reads the entries of a results file: `image_id`, `category_id`, `score`, `bbox` and, when
         the first entry has one, a compressed `segmentation`.
 
+        Args:
+            results: the entries.
+            first: number of the first one in its file, for messages.
+
         Raises:
-            UserError: an entry lacks a key, or a mask is not one.
+            UserError: an entry lacks a key, or has another value than it should.
         """
         if not results:
             return cls.empty()
-        masks = None
-        _check_keys(results)
+        _check_keys(results, first)
+        try:
+            found = cls._from_checked(results)
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+            raise UserError(_first_problem(results, first) or str(error)) from error
+        if found.masks is not None and not (valid := found.masks.are_valid()).all():
+            row = int(valid.argmin())
+            height, width = found.masks.sizes[row].tolist()
+            raise UserError(
+                f"expected run lengths of {height} x {width} pixels in result {first + row}, "
+                "found others: the file is damaged or its sizes are swapped; write masks as "
+                "COCO's compressed RLE"
+            )
+        if "bbox" not in results[0]:
+            found = replace(found, boxes=found.masks.boxes())
+        return found
+
+    @classmethod
+    def _from_checked(cls, results: Sequence[Mapping]) -> "Detections":
+        """Boxes are zeros where the results have masks only."""
+        columns = {key: np.array([entry[key] for entry in results]) for key in NUMBERS}
+        if any(columns[key].dtype.kind != "i" for key in ("image_id", "category_id")):
+            raise TypeError("ids are integers")
+        if columns["score"].dtype.kind not in "if":
+            raise TypeError("scores are numbers")
+        masks, boxes = None, np.zeros((len(results), 4))
         if "segmentation" in results[0]:
             masks = RunLengthMasks.from_rles([entry["segmentation"] for entry in results])
-            masks.check()
         if "bbox" in results[0]:
             boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64)
-        elif masks is not None:
-            boxes = masks.boxes()
-        else:
-            raise UserError(
-                "expected every result to have 'bbox' or 'segmentation', the first one has "
-                f"{sorted(results[0])}: write results in the COCO format"
-            )
         return cls(
-            image_ids=np.array([entry["image_id"] for entry in results], dtype=np.int64),
-            category_ids=np.array([entry["category_id"] for entry in results], dtype=np.int64),
-            scores=np.array([entry["score"] for entry in results], dtype=np.float64),
+            image_ids=columns["image_id"].astype(np.int64),
+            category_ids=columns["category_id"].astype(np.int64),
+            scores=columns["score"].astype(np.float64),
             boxes=boxes,
             masks=masks,
         )
@@ -243,22 +265,26 @@ class Detections:
         try:
             if path.endswith(".json"):
                 with open(path, encoding="utf-8") as file:
-                    return cls.concatenate([cls.from_results(part) for part in _results(file)])
-            with np.load(path) as file:
+                    parts = enumerate(_results(file))
+                    return cls.concatenate(
+                        [cls.from_results(part, n * _RESULTS_AT_ONCE) for n, part in parts]
+                    )
+            with np.load(path, allow_pickle=False) as file:
                 missing = {"image_ids", "category_ids", "scores", "boxes"} - set(file.files)
                 if missing:
                     raise UserError(
                         f"it lacks {sorted(missing)} and has {file.files}: pass the detections.npz "
                         "of an evaluation"
                     )
-                return cls.from_columns({name: file[name] for name in file.files})
+                return _checked(cls.from_columns({name: file[name] for name in file.files}))
         except FileNotFoundError:
             raise UserError(
                 f"expected saved detections at {path}, found no such file: an evaluation writes "
                 "them to detections.npz in its inference folder"
             ) from None
-        except (UserError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"expected saved detections in {path}: {error}") from error
+        except Exception as error:  # a damaged archive fails in many ways
+            what = str(error) if isinstance(error, ValueError) else repr(error)
+            raise UserError(f"expected saved detections in {path}: {what}") from error
 
     def results(self) -> Iterator[dict]:
         """The entries of a results file in COCO's format, as evaluation servers take them."""
@@ -276,9 +302,58 @@ class Detections:
             yield entry
 
 
-def _check_keys(results: Sequence[Mapping]) -> None:
-    expected = {"image_id", "category_id", "score"} | ({"bbox", "segmentation"} & set(results[0]))
-    for number, entry in enumerate(results):
+def _checked(detections: Detections) -> Detections:
+    """The detections of a file, which may hold anything, or a UserError."""
+    kinds = {"image_ids": "iu", "category_ids": "iu", "scores": "f", "boxes": "f"}
+    for name, allowed in kinds.items():
+        column = getattr(detections, name)
+        if column.dtype.kind not in allowed or column.ndim != (2 if name == "boxes" else 1):
+            raise UserError(
+                f"it has {name} of the type {column.dtype} and shape {column.shape}: pass the "
+                "detections.npz of an evaluation"
+            )
+    if detections.masks is not None:
+        detections.masks.check()
+    return detections
+
+
+def _first_problem(results: Sequence[Mapping], first: int) -> str | None:
+    """What is wrong with the first result that cannot be read."""
+    for number, entry in enumerate(results, first):
+        for key in NUMBERS:
+            value = entry[key]
+            if not is_number(value) or (key != "score" and not isinstance(value, int)):
+                kind = "a number" if key == "score" else "an integer"
+                return f"result {number} has {key} {value!r:.60}, expected {kind}: correct it"
+        box = entry.get("bbox", [0, 0, 0, 0])
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            return (
+                f"result {number} has bbox {box!r:.60}, expected four finite numbers (x, y, width, "
+                "height): correct it"
+            )
+        mask = entry.get("segmentation", {})
+        if "segmentation" in entry and not (
+            isinstance(mask, dict)
+            and isinstance(mask.get("size"), list)
+            and len(mask["size"]) == 2
+            and all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in mask["size"])
+            and isinstance(mask.get("counts"), str | bytes)
+        ):
+            return (
+                f"result {number} has segmentation {mask!r:.60}, expected COCO's compressed RLE "
+                "(size and counts): encode it"
+            )
+    return None
+
+
+def _check_keys(results: Sequence[Mapping], first: int) -> None:
+    if not {"bbox", "segmentation"} & results[0].keys():
+        raise UserError(
+            f"result {first} has neither 'bbox' nor 'segmentation', only {sorted(results[0])}: "
+            "write results in the COCO format"
+        )
+    expected = set(NUMBERS) | ({"bbox", "segmentation"} & results[0].keys())
+    for number, entry in enumerate(results, first):
         if not expected <= entry.keys():
             raise UserError(
                 f"result {number} lacks {sorted(expected - entry.keys())}: write every result in "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
-from .annotations import read_annotations
+from .annotations import explain, read_annotations
 from .ground_truth import GroundTruth
 from .report import replacing
 
@@ -43,12 +43,14 @@ def load_ground_truth(
     if ground_truth is not None:
         return ground_truth, ground_truth.category_ids.tolist()
     dataset = read_annotations(path)
-    if not dataset.get("annotations"):
-        return None, sorted(entry["id"] for entry in dataset.get("categories", ()))
     try:
+        if not dataset.get("annotations"):
+            return None, sorted(entry["id"] for entry in dataset.get("categories", ()))
         ground_truth = FORMATS[file_format](dataset, with_masks=with_masks)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
+    except Exception as error:  # of a structure that the checks above did not expect
+        raise explain(error, dataset, path) from error
     if write:
         _write(cache, digest, ground_truth)
     return ground_truth, ground_truth.category_ids.tolist()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as coco_mask
 
+from ..data import run_lengths
 from ..errors import UserError
-from . import run_lengths
 
 # pycocotools 2.0.11 overflows in `area` under NumPy 2 when it gets more masks than this at once.
 _MASKS_PER_CALL = 255
@@ -179,21 +179,24 @@ class RunLengthMasks:
         """(N, 4) float64, the tight box of each mask."""
         return self._measure(_MASKS_PER_CALL, lambda part: coco_mask.toBbox(part.rles()), (0, 4))
 
+    def are_valid(self) -> np.ndarray:
+        """(N,) bool, which codes are complete and have as many pixels as their image."""
+        return self._measure(_MASKS_AT_ONCE, _are_valid).astype(bool)
+
     def check(self) -> None:
         """
         Tells whether the codes, which may come from anywhere, can be worked with.
 
         Raises:
-            UserError: a mask has not as many pixels as its image.
+            UserError: a mask is not one of its image.
         """
-        found = self._measure(_MASKS_AT_ONCE, _num_pixels)
-        wrong = np.flatnonzero(found != self.sizes.astype(np.int64).prod(axis=1))
+        wrong = np.flatnonzero(~self.are_valid())
         if len(wrong):
             height, width = self.sizes[wrong[0]].tolist()
             raise UserError(
                 f"expected run lengths of {height} x {width} pixels in mask {wrong[0]}, found "
-                f"{int(found[wrong[0]]):,}: the file is damaged or its sizes are swapped; write "
-                "masks as COCO's compressed RLE"
+                "others: the file is damaged or its sizes are swapped; write masks as COCO's "
+                "compressed RLE"
             )
 
     def _measure(
@@ -205,9 +208,10 @@ class RunLengthMasks:
         return np.concatenate(results).astype(np.float64)
 
 
-def _num_pixels(masks: RunLengthMasks) -> np.ndarray:
+def _are_valid(masks: RunLengthMasks) -> np.ndarray:
     part = masks.compact()
-    return run_lengths.pixels(*run_lengths.decode(part.counts, part.lengths))
+    num_pixels = part.sizes.astype(np.int64).prod(axis=1)
+    return run_lengths.are_valid(part.counts, part.lengths, num_pixels)
 
 
 def mask_pair_ious(

@@ -244,12 +244,12 @@ def changed(make, change):
                     segmentation={"size": [50, 60], "counts": [2990]}
                 ),
             ),
-            "the runs of annotation 1 cover 2990 pixels, expected 50 x 60",
+            "annotation 1 has run lengths of 2990 pixels, expected 50 x 60",
         ),
-        # Refused by Detectron2's loader, explained by ours.
-        (changed(coco, lambda d: d["annotations"][0].update(id=2)), "are not unique"),
-        (changed(coco, lambda d: d["images"][0].pop("file_name")), "file_name"),
-        (changed(coco, lambda d: d["annotations"][0].update(category_id=8)), "category_id=8"),
+        (changed(coco, lambda d: d["annotations"][0].update(id=2)), "annotation id 2 occurs 2"),
+        (changed(coco, lambda d: d["images"][0].pop("file_name")), "image 7 has no 'file_name'"),
+        (changed(coco, lambda d: d["annotations"][0].update(category_id=8)), "to category 8"),
+        (changed(coco, lambda d: d["annotations"][0].update(ignore=1)), "set its iscrowd to 1"),
     ],
 )
 def test_unusable_files_are_explained(register, content, message):

@@ -88,7 +88,7 @@ def test_bad_input(tmp_path):
         Detections(np.zeros(0), np.zeros(0), np.zeros(1), np.zeros((0, 4)))
     with pytest.raises(ValueError, match=r"expected boxes of shape \(N, 4\), got \(0, 5\)"):
         Detections(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 5)))
-    with pytest.raises(ValueError, match="'bbox' or 'segmentation', the first one has"):
+    with pytest.raises(ValueError, match="has neither 'bbox' nor 'segmentation', only"):
         Detections.from_results([{"image_id": 1, "category_id": 1, "score": 1.0}])
     np.savez(tmp_path / "other.npz", boxes=np.zeros(3))
     with pytest.raises(ValueError, match="it lacks .*'image_ids'.* pass the detections.npz"):

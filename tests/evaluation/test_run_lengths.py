@@ -6,7 +6,8 @@ import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
 
-from lt_detectron2.evaluation import RunLengthMasks, run_lengths
+from lt_detectron2.data import run_lengths
+from lt_detectron2.evaluation import RunLengthMasks
 from lt_detectron2.evaluation.boundary import boundaries
 from lt_detectron2.evaluation.pasting import encode_roi_masks
 

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...errors import DatasetError
+from ..validate import report_left_out
 from .annotation_json import AnnotationSummary, load_lvis_records, summarize_annotation_json
 from .metadata import DerivedMetadata
 
@@ -98,6 +99,8 @@ def load_dataset(name: str, json_file: str, image_root: str) -> list[dict[str, A
     Raises:
         DatasetError: the file is missing, or is neither COCO nor LVIS.
     """
-    if summarize_annotation_json(json_file).format == "lvis":
+    summary = summarize_annotation_json(json_file)
+    if summary.format == "lvis":
         return load_lvis_records(json_file, image_root)
+    report_left_out(json_file, summary.without_polygon, "have no polygon of 3 points")
     return load_coco_json(json_file, image_root, name)

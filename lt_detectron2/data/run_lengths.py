@@ -12,6 +12,7 @@ Shapes: N masks, V runs of all masks, B bytes.
 import numpy as np
 
 _OFFSET, _MORE, _SIGN, _BITS = 48, 0x20, 0x10, 5
+_MAX_LETTERS = 7  # of a number, for the 32 bits that pycocotools keeps
 
 
 def encode(runs: np.ndarray, num_runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +73,34 @@ def decode(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return runs, num_runs
 
 
+def are_valid(codes: np.ndarray, lengths: np.ndarray, num_pixels: np.ndarray) -> np.ndarray:
+    """
+    Which codes can be handed to pycocotools, which reads past the end of others.
+
+    Args:
+        codes, lengths: as of `decode`, from anywhere.
+        num_pixels: (N,) int64, pixels of the image of each mask.
+
+    Returns:
+        (N,) bool: made of letters of the code, complete, and of as many pixels as the image.
+    """
+    letters = codes.astype(np.int64) - _OFFSET
+    alien = _totals((letters < 0) | (letters >= 2 * _MORE), lengths) > 0
+    valid = (lengths > 0) & ~alien
+    ends = np.cumsum(lengths)
+    valid[valid] = (letters[ends[valid] - 1] & _MORE) == 0
+    codes, lengths = codes[np.repeat(valid, lengths)], lengths[valid]
+    if not len(lengths):
+        return valid
+    last = np.flatnonzero(((codes - _OFFSET) & _MORE) == 0)
+    is_long = np.diff(last, prepend=-1) > _MAX_LETTERS
+    runs, num_runs = decode(codes, lengths)
+    fits = _totals(runs, num_runs) == num_pixels[valid]
+    fits &= _totals((runs < 0) | is_long, num_runs) == 0
+    valid[valid] = fits
+    return valid
+
+
 def from_windows(
     bits: np.ndarray, windows: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -130,11 +159,6 @@ def to_window(runs: np.ndarray, height: int, left: int, right: int) -> np.ndarra
     ends = np.cumsum(runs).clip(left * height, right * height)
     values = (np.arange(len(runs)) & 1).astype(np.uint8)
     return np.repeat(values, np.diff(ends, prepend=left * height)).reshape(-1, height)
-
-
-def pixels(runs: np.ndarray, num_runs: np.ndarray) -> np.ndarray:
-    """(N,) int64, pixels of the image of each mask, as its runs have it."""
-    return _totals(runs, num_runs)
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
