@@ -11,6 +11,7 @@ from ..losses.harmonic import HarmonicCoupling
 from .box_losses import BOX_LOSSES, DETECTRON2_BOX_LOSSES
 from .classification_loss import find_loss
 from .components import calibrations, classifiers, find, ranking_losses
+from .swin import check_swin
 
 CASCADE_AVERAGES = ("scores", "logits")
 DETECTRON2_HEADS = ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads")
@@ -29,6 +30,7 @@ def check_composition(cfg: CfgNode) -> None:
         find("LONG_TAIL.RANKING.NAME", node.RANKING.NAME, ranking_losses())
     if node.CALIBRATION.NAME:
         find("LONG_TAIL.CALIBRATION.NAME", node.CALIBRATION.NAME, calibrations())
+    check_swin(cfg)
     _check_architecture(cfg)
     _check_cascade(cfg)
     _check_masks(cfg)
