@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from . import kernels, run_lengths
+from ..data import run_lengths
+from . import kernels
 from .masks import RunLengthMasks
 
 THRESHOLD = 0.5
