@@ -76,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Measurement, dict[str, np.nda
     partitions, train_counts = (groups_from_frequency(index),), {}
     if options.statistics:
         partitions, train_counts = _training(options, index, file_format)
-    extras = EvaluationOptions(bootstrap=options.bootstrap)
+    extras = EvaluationOptions(bootstrap=options.bootstrap, errors=options.errors)
     found = measure(index, detections, options.tasks, protocol, partitions, extras)
     return found, train_counts
 
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fixed", type=int, nargs="?", const=10_000, help="AP-fixed, cap per category (10000)"
     )
     parser.add_argument("--bootstrap", type=int, default=0, help="samples of the images")
+    parser.add_argument("--errors", action="store_true", help="kinds of errors and their cost")
     parser.add_argument("--statistics", help="class_statistics.json of the training")
     parser.add_argument("--bins", type=int, nargs="*", default=[10, 100, 1000], help="edges")
     parser.add_argument("--backend", choices=("columns", *ORACLES), default="columns")

@@ -47,7 +47,7 @@ def assign(
     thresholds: np.ndarray,
     counts: np.ndarray,
     crowd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Lets candidates choose one after the other; see `matching.match` for the rule.
 
@@ -61,7 +61,7 @@ def assign(
         crowd: (G,) bool, whether it can be taken more than once.
 
     Returns:
-        matched and right, each (C, T, A) bool.
+        matched and right, each (C, T, A) bool, and taken, (G, T, A) bool.
     """
     shape = (len(first), len(thresholds), counts.shape[1])
     taken = np.zeros((counts.shape[0], shape[1], shape[2]), dtype=np.bool_)
@@ -88,7 +88,7 @@ def assign(
                 if choice >= 0:
                     matched[candidate, threshold, area] = True
                     taken[choice, threshold, area] = not crowd[choice]
-    return matched, right
+    return matched, right, taken
 
 
 @_compiled

@@ -51,6 +51,7 @@ class Matches:
         candidates: (C,) int64, ascending positions among the N rows.
         matched: (C, T, A) bool, whether the candidate took an annotation.
         right: (C, T, A) bool, whether it took one that counts: the true positives.
+        taken: (G, T, A) bool, whether a detection took the annotation; crowds are never taken.
         num_annotations: (K, A) int64, annotations that count.
         dropped: how many detections each rule set aside, for the report.
     """
@@ -64,6 +65,7 @@ class Matches:
     candidates: np.ndarray
     matched: np.ndarray
     right: np.ndarray
+    taken: np.ndarray
     num_annotations: np.ndarray
     dropped: dict[str, int]
 
@@ -166,7 +168,7 @@ def match(
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     detected, annotated, ious = pairs
-    candidates, matched, right = _assign(
+    candidates, matched, right, taken = _assign(
         ground_truth, position[detected], annotated, ious, protocol
     )
 
@@ -187,6 +189,7 @@ def match(
         candidates=candidates,
         matched=matched,
         right=right,
+        taken=taken,
         num_annotations=num_annotations,
         dropped=dropped,
     )
@@ -217,7 +220,7 @@ def _pairs(
         pair_ious = _mask_ious(ground_truth, detections, rows[positive], lowest)
     else:
         boxes = detections.boxes[rows[positive]].astype(np.float64)
-        pair_ious = _box_ious(boxes, ground_truth.boxes, ground_truth.crowd)
+        pair_ious = box_ious(boxes, ground_truth.boxes, ground_truth.crowd)
 
     found = []
     ends = np.cumsum(count)
@@ -245,7 +248,7 @@ PairIous = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.n
 """Takes pairs; returns those that may reach the lowest threshold and their IoU."""
 
 
-def _box_ious(
+def box_ious(
     detected_boxes: np.ndarray, annotated_boxes: np.ndarray, crowd: np.ndarray
 ) -> PairIous:
     # The order of operations is the one of COCO's C code; another one would round differently.
@@ -340,7 +343,7 @@ def _assign(
         ious: (P,).
 
     Returns:
-        candidates (C,), matched (C, T, A), right (C, T, A).
+        candidates (C,), matched (C, T, A), right (C, T, A), taken (G, T, A).
     """
     # Worst choice first: within a detection by IoU, then by the order of the annotation file.
     order = np.lexsort((annotated, ious, detected))
@@ -365,7 +368,7 @@ def _assign_in_rounds(
     thresholds: np.ndarray,
     counts: np.ndarray,
     crowd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `kernels.assign`; `cell` (C,) is that of each candidate."""
     # The r-th candidate of a cell chooses in round r.
     by_cell = np.argsort(cell, kind="stable")
@@ -395,7 +398,7 @@ def _assign_in_rounds(
         _, threshold, area_range = chosen = np.nonzero(best)
         taker = option[(best[chosen] & ~_COUNTED) - 1]
         taken[taker, threshold, area_range] = ~crowd[taker]
-    return matched, right
+    return matched, right, taken
 
 
 def _in_ranges(areas: np.ndarray, protocol: Protocol) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .bootstrap import Interval, intervals
 from .detections import Detections
+from .diagnosis import Errors, calibration_error, diagnose
 from .evaluation_files import CURVES_FILE, OUTCOMES_FILE, PER_CATEGORY_FILE, RESULTS_FILE, timed
 from .ground_truth import GroundTruth
 from .groups import CategoryGroups
@@ -26,7 +27,9 @@ from .options import EvaluationOptions
 from .outcomes import Outcomes
 from .protocol import Protocol
 from .report import (
+    calibration_table,
     category_columns,
+    errors_table,
     intervals_table,
     per_category_csv,
     per_category_table,
@@ -55,6 +58,8 @@ class Measurement:
         results: metrics in percent, nan where there is nothing to measure.
         matches, curves, outcomes: what they were computed from.
         spread: intervals of metrics, in [0, 1]; empty without bootstrap.
+        calibration: how far scores can be believed, see `calibration_error`.
+        errors: their kinds, of boxes; empty unless asked for.
     """
 
     ground_truth: GroundTruth
@@ -66,6 +71,8 @@ class Measurement:
     curves: dict[str, PrecisionRecall] = field(default_factory=dict)
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     spread: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    calibration: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    errors: dict[str, Errors] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Tables and what must be known to read them."""
@@ -76,6 +83,8 @@ class Measurement:
         if self.ground_truth.num_categories <= _MOST_CATEGORIES_IN_LOG:
             lines.append(per_category_table(self.ground_truth, self.partitions[0], self.curves))
         lines += [intervals_table(task, values) for task, values in self.spread.items()]
+        lines += [calibration_table(task, values) for task, values in self.calibration.items()]
+        lines += [errors_table(task, errors) for task, errors in self.errors.items()]
         return lines
 
     def files(
@@ -101,6 +110,8 @@ class Measurement:
             self.partitions,
             self.dropped_before,
             bootstrap,
+            self.calibration,
+            self.errors,
         )
         arrays = {
             "category_ids": self.ground_truth.category_ids,
@@ -159,6 +170,10 @@ def measure(
         if options.bootstrap:
             with timed(f"{task}: bootstrap of {options.bootstrap:,} samples"):
                 found.spread[task] = intervals(outcomes, options.bootstrap)
+        found.calibration[task] = calibration_error(outcomes)
+        if options.errors and iou_type == "bbox":
+            with timed(f"{task}: kinds of errors"):
+                found.errors[task] = diagnose(ground_truth, detections, matches, *partitions[:1])
         found.results[task] = {name: 100 * value for name, value in numbers.items()}
         found.matches[task], found.curves[task] = matches, curves
         found.outcomes[task] = outcomes

@@ -16,6 +16,7 @@ class EvaluationOptions:
             for none. Needs the statistics of the training set.
         boundary: boundary AP as a task of its own, beside "segm" (https://arxiv.org/abs/2103.16562).
         boundary_dilation: width of the boundary as a share of the image's diagonal.
+        errors: tell kinds of errors apart and say what AP each of them costs, for boxes.
         bootstrap: samples of the images for intervals of the metrics; 0 for none.
         keep_unverified: keep detections whose category was not verified in their image. They do not
             count, but a file of all detections serves other annotations, caps and servers too.
@@ -33,6 +34,7 @@ class EvaluationOptions:
     instance_bins: tuple[int, ...] = (10, 100, 1000)
     boundary: bool = False
     boundary_dilation: float = 0.02
+    errors: bool = False
     bootstrap: int = 0
     keep_unverified: bool = False
     results_file: bool = False

@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from .bootstrap import Interval
+from .diagnosis import Errors
 from .ground_truth import GroundTruth
 from .groups import CategoryGroups
 from .matching import Matches
@@ -107,6 +108,31 @@ def intervals_table(task: str, values: Mapping[str, Interval]) -> str:
     return text_table(header, rows)
 
 
+def calibration_table(task: str, values: Mapping[str, Numbers]) -> str:
+    """Mean score, share of right detections and calibration error of each group, in percent."""
+    header = [f"{task}, IoU 0.5", "detections", "mean score", "right", "calibration error"]
+    rows = [
+        [
+            name.lstrip("_"),
+            f"{numbers['detections']:,}",
+            *(format_number(100 * numbers[key]) for key in ("score", "precision", "ECE")),
+        ]
+        for name, numbers in values.items()
+    ]
+    return text_table(header, rows)
+
+
+def errors_table(task: str, errors: Errors) -> str:
+    """How often each kind of error occurs, and the AP50 in percent that its repair would gain."""
+    metrics = next(iter(errors.gains.values()))
+    rows = [
+        [kind, f"{errors.counts[kind]:,}", *(format_number(100 * v) for v in gains.values())]
+        for kind, gains in errors.gains.items()
+    ]
+    header = [f"{task}, errors at IoU 0.5", "number", *(f"gain of {name}50" for name in metrics)]
+    return text_table(header, rows)
+
+
 def category_columns(
     ground_truth: GroundTruth,
     partitions: Sequence[CategoryGroups],
@@ -179,6 +205,8 @@ def results_json(
     partitions: Sequence[CategoryGroups],
     dropped_before: Mapping[str, int],
     bootstrap: Mapping[str, Mapping[str, Mapping[str, float]]],
+    calibration: Mapping[str, Mapping[str, Numbers]],
+    errors: Mapping[str, Errors],
 ) -> str:
     """
     Everything but the curves; metrics in percent, null where there is nothing to measure.
@@ -186,6 +214,8 @@ def results_json(
     Args:
         dropped_before: what had been set aside before matching.
         bootstrap: by task and metric, the fields of an `Interval` in [0, 1].
+        calibration: by task and group, see `calibration_error`; stays in [0, 1].
+        errors: by task.
     """
     annotated = ground_truth.instance_count > 0
     protocol = next(iter(matches.values())).protocol
@@ -207,7 +237,22 @@ def results_json(
             for task, outcome in matches.items()
         },
         "results": {task: without_nan(numbers) for task, numbers in results.items()},
+        "calibration": {
+            task: {name: without_nan(numbers) for name, numbers in groups.items()}
+            for task, groups in calibration.items()
+        },
     }
+    if errors:
+        content["errors"] = {
+            task: {
+                kind: {
+                    "number": found.counts[kind],
+                    "gains": without_nan({name: 100 * gain for name, gain in gains.items()}),
+                }
+                for kind, gains in found.gains.items()
+            }
+            for task, found in errors.items()
+        }
     if bootstrap:
         content["bootstrap"] = {
             task: {

@@ -1,6 +1,7 @@
 """`python -m lt_detectron2.evaluation`."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -31,12 +32,18 @@ def test_lvis(case, capsys, tmp_path):
     folder = tmp_path / "report"
     main(
         [*files, "--statistics", str(tmp_path / "class_statistics.json"), "--bootstrap", "5"]
+        + ["--errors"]
         + ["--bins", "20", "--output", str(folder)]
     )
     text = capsys.readouterr().out
     assert "detections: 300 per image" in text
     assert "| bbox, bootstrap |" in text
+    assert re.search(r"\| bbox, IoU 0.5 \| +detections \| +mean score \|", text)
+    assert re.search(r"\| missed +\| +1 \|", text)
     content = json.loads((folder / "results.json").read_text())["results"]["bbox"]
+    written = json.loads((folder / "results.json").read_text())
+    assert written["errors"]["bbox"]["background"]["number"] == 1
+    assert written["calibration"]["bbox"]["all"]["detections"] == 3
     assert content["APf"] == content["AP_2"] == pytest.approx(100 * AP_OF_CATEGORY_1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "outcomes_bbox.npz",
