@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import TermWeights
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .base import check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss
@@ -61,21 +62,22 @@ class AdaptiveClassSuppressionLoss(SigmoidCrossEntropyLoss):
         self.register_buffer("group_share", shares, persistent=False)  # (3,)
         groups = statistics.frequency_group()
         self.register_buffer("class_group", groups, persistent=False)  # (K,)
+        min_score = torch.zeros(2, num_classes + 1)
+        min_score[1] = score_threshold
+        self.register_buffer("min_score", min_score, persistent=False)  # (2, K+1)
 
     @property
     def num_logits(self) -> int:
         return self.num_classes + 1
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        is_background = one_hot[:, -1:].bool()  # (R, 1)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        is_background = (targets == self.num_classes)[:, None]  # (R, 1)
         quota = (is_background.sum() * self.group_share).floor()
         draws = self.uniform((len(logits), len(GROUP_NAMES)))
         chosen = choose_regions(is_background.expand_as(draws), quota, draws)  # (R, 3)
-        confused = logits.detach().sigmoid() >= self.score_threshold
-        suppressed = torch.where(
-            is_background, F.pad(chosen[:, self.class_group], (0, 1)), confused
-        )
-        return (one_hot.bool() | suppressed).to(logits.dtype)
+        # On a background region the last column is its own, on others it is never drawn.
+        suppressed = (chosen | ~is_background)[:, F.pad(self.class_group, (0, 1))]
+        return TermWeights(min_score=self.min_score, mask=suppressed)
 
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import LogitShifts
 from ..statistics import ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
@@ -35,16 +36,14 @@ class BalancedSoftmaxLoss(SoftmaxCrossEntropyLoss):
         is_absent = counts == 0
         mean = counts.sum() / (~is_absent).sum().clamp(min=1)
         offset = self.tau * (counts.clamp(min=1) / mean.clamp(min=1)).log()
-        self.has_absent_classes = bool(is_absent.any()) and self.tau > 0
-        self.register_buffer("offset", F.pad(offset, (0, 1)), persistent=False)  # (K+1,)
-        self.register_buffer("is_absent", F.pad(is_absent, (0, 1)), persistent=False)  # (K+1,)
+        offset = F.pad(offset, (0, 1))
+        is_left_out = F.pad(is_absent & (self.tau > 0), (0, 1))
+        self.register_buffer("own_offset", offset, persistent=False)  # (K+1,)
+        offset = offset.masked_fill(is_left_out, -torch.inf)
+        self.register_buffer("offset", offset, persistent=False)  # (K+1,)
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        adjusted = logits + self.offset.to(logits.dtype)
-        if not self.has_absent_classes:
-            return adjusted
-        is_other = torch.ones_like(logits, dtype=torch.bool).scatter_(1, targets[:, None], False)
-        return adjusted.masked_fill(self.is_absent & is_other, -torch.inf)
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
+        return LogitShifts(offset=self.offset, own_offset=self.own_offset)
 
 
 class BalancedSigmoidLoss(SigmoidCrossEntropyLoss):
@@ -79,7 +78,6 @@ class BalancedSigmoidLoss(SigmoidCrossEntropyLoss):
         )
         self.register_buffer("offset", self.tau * log_odds, persistent=False)  # (K,)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        is_foreground = (targets < self.num_classes)[:, None]
-        shifted = logits + is_foreground * self.offset.to(logits.dtype)
-        return super().region_losses(shifted, targets)
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        offset = torch.stack([torch.zeros_like(self.offset), self.offset])
+        return self.cross_entropy(logits, targets, reduction, offset=offset).loss

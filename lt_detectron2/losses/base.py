@@ -54,8 +54,13 @@ class ClassificationLoss(nn.Module, ABC):
         """L, the width of the classifier."""
 
     @abstractmethod
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R,) loss of each region. ``logits`` are float32 or float64, outside autocast."""
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        """
+        (R,) loss of each region, or with the reduction "mean" their mean, see :func:`reduce`.
+
+        The mean is asked for by itself since its gradient can be computed together with its value.
+        ``logits`` are float32 or float64, outside autocast.
+        """
 
     @abstractmethod
     def activation(self, logits: Tensor) -> Tensor:
@@ -75,10 +80,6 @@ class ClassificationLoss(nn.Module, ABC):
     def class_state(self) -> dict[str, Tensor]:
         """(K,) quantities of the training state that are worth logging; most methods have none."""
         return {}
-
-    def total_loss(self, logits: Tensor, targets: Tensor, **region_data: Tensor) -> Tensor:
-        """Scalar sum of :meth:`region_losses`; a family overrides it to fuse the sum."""
-        return self.region_losses(logits, targets, **region_data).sum()
 
     # ---- what everybody calls
 
@@ -101,8 +102,9 @@ class ClassificationLoss(nn.Module, ABC):
         self._check_logits(logits)
         self._check_targets(logits, targets)
         with torch.autocast(logits.device.type, enabled=False):
-            total = self.total_loss(_at_least_float32(logits), targets, **region_data)
-        return total / max(len(targets), 1)
+            return self.region_losses(
+                _at_least_float32(logits), targets, reduction="mean", **region_data
+            )
 
     def scores(self, logits: Tensor) -> Tensor:
         """(R, K+1) scores in [0, 1] of logits (R, L), background last."""
@@ -165,6 +167,11 @@ class ClassificationLoss(nn.Module, ABC):
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def reduce(losses: Tensor, reduction: str) -> Tensor:
+    """(R,) losses as they are, or with the reduction "mean" their mean; 0 if there is none."""
+    return losses.sum() / max(len(losses), 1) if reduction == "mean" else losses
 
 
 def check_targets(label: str, logits: Tensor, targets: Tensor, num_classes: int) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.one_pass import OnePass
+from ..ops.sigmoid_ce import SIGMOID, BinaryTerms, TermWeights, sigmoid_cross_entropy
+from ..ops.softmax_ce import LogitShifts, SoftmaxPart, softmax_cross_entropy
 from .base import ClassificationLoss, check_probability
 
 
@@ -16,7 +20,7 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
 
         loss_i = -log softmax(z_i)[t_i]
 
-    Methods that shift logits override :meth:`adjust_logits`, methods that weight regions by their
+    Methods that shift logits override :meth:`logit_shifts`, methods that weight regions by their
     class override :attr:`class_weights`. As it stands it equals Detectron2's loss to the last bit.
     """
 
@@ -29,26 +33,30 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
         """(K+1,) factor of a region's loss by its target, or None for 1."""
         return None
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R, K+1) logits that enter the cross entropy in training; not used at test time."""
-        return logits
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts | None:
+        """What enters the cross entropy in training instead of logits; not used at test time."""
+        return None
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return self._cross_entropy(logits, targets, reduction="none")
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        return self.cross_entropy(logits, targets, reduction).loss
 
-    def total_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        # The order of summation of "sum" is that of "mean", which Detectron2 uses.
-        return self._cross_entropy(logits, targets, reduction="sum")
+    def cross_entropy(
+        self, logits: Tensor, targets: Tensor, reduction: str, **options: Any
+    ) -> OnePass:
+        """Value and gradient; ``options`` are those of :func:`softmax_cross_entropy`."""
+        weights, shifts = self.class_weights, self.logit_shifts(logits, targets)
+        if weights is None and shifts is None:
+            # The order of summation of "sum" is that of "mean", which Detectron2 uses.
+            kind = "sum" if reduction == "mean" else "none"
+            losses = F.cross_entropy(logits, targets, reduction=kind)
+            return OnePass(losses if kind == "none" else losses / max(len(targets), 1))
+        part = SoftmaxPart(
+            targets, None if weights is None else weights[targets], shifts=shifts or LogitShifts()
+        )
+        return softmax_cross_entropy(logits, part, reduction=reduction, **options)
 
     def activation(self, logits: Tensor) -> Tensor:
         return F.softmax(logits, dim=-1)
-
-    def _cross_entropy(self, logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        weights = self.class_weights
-        if weights is not None:
-            weights = weights.to(logits.dtype)
-        adjusted = self.adjust_logits(logits, targets)
-        return F.cross_entropy(adjusted, targets, weight=weights, reduction=reduction)
 
 
 class SigmoidCrossEntropyLoss(ClassificationLoss):
@@ -57,7 +65,8 @@ class SigmoidCrossEntropyLoss(ClassificationLoss):
 
         loss_i = sum_j w_ij BCE(z_ij, y_ij),  y_ij = [t_i = j],  w_ij = 1
 
-    Methods that re-weight terms override :meth:`term_weights`. A method with another number of
+    Methods that re-weight terms override :meth:`term_weights`, methods with another loss of a logit
+    override :attr:`terms`. A method with another number of
     columns overrides :attr:`num_logits`: column K, if there is one, is the background's.
 
     Args:
@@ -73,23 +82,30 @@ class SigmoidCrossEntropyLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor | None:
-        """(R, L) weight of every term, or None for 1. ``one_hot`` is (R, L), in logits' dtype."""
+    @property
+    def terms(self) -> BinaryTerms:
+        """What takes the place of BCE."""
+        return SIGMOID
+
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights | None:
+        """Weight w_ij of every term, told by tables; None for 1."""
         return None
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        one_hot = self.one_hot(logits, targets)
-        weights = self.term_weights(logits, one_hot)
-        terms = F.binary_cross_entropy_with_logits(
-            logits, one_hot, weight=weights, reduction="none"
-        )
-        return terms.sum(dim=1)
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        return self.cross_entropy(logits, targets, reduction).loss
 
-    def one_hot(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R, L) indicator of each region's target; a target without a column has a zero row."""
-        width = max(logits.shape[1], self.num_classes + 1)
-        table = logits.new_zeros(len(targets), width)
-        return table.scatter_(1, targets[:, None], 1)[:, : logits.shape[1]]
+    def cross_entropy(
+        self, logits: Tensor, targets: Tensor, reduction: str, **options: Any
+    ) -> OnePass:
+        """Value and gradient; ``options`` are those of :func:`sigmoid_cross_entropy`."""
+        return sigmoid_cross_entropy(
+            logits,
+            targets,
+            self.term_weights(logits, targets),
+            background=self.num_classes,
+            reduction=reduction,
+            **{"terms": self.terms, **options},
+        )
 
     def activation(self, logits: Tensor) -> Tensor:
         return F.pad(logits.sigmoid(), (0, 1))  # nothing is ever called background

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 from .equalization import EqualizationLoss
+from .sampling import spread
 
 BACKGROUND_RULES = ("drop", "drop_all", "equalize", "keep")
 
@@ -66,38 +68,41 @@ class DropLoss(EqualizationLoss):
             raise ValueError(f"background_base must be a number above 1, got {background_base}")
         self.background_rule = background_rule
         self.background_base = float(background_base)
+        tail = self.is_tail.nonzero()[:, 0]
+        self.register_buffer("tail", tail, persistent=False)  # (T,) tail classes
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        weights = super().term_weights(logits, one_hot)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        weights = super().term_weights(logits, targets)
         if self.background_rule == "keep":
             return weights
-        is_foreground = one_hot.any(dim=1, keepdim=True)
-        return torch.where(is_foreground, weights, self._background_weights(logits, one_hot))
+        # Read on background regions: elsewhere the tail's weight is 0, and the others' must be 1.
+        return weights._replace(mask=self._background_weights(logits, targets))
 
-    def _background_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        """(R, K) weights that terms have if their region is background."""
+    def _background_weights(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R, K) weights that terms have if their region is background, in all but the tail 1."""
         if self.background_rule == "equalize":
             minus_log_score = -F.logsigmoid(logits.detach()) / math.log(self.background_base)
             return 1 - self.is_tail * minus_log_score.clamp(max=1)
-        rho = tail_share(one_hot, self.is_tail)
-        threshold = torch.where(self.is_tail, rho, 1.0)
-        if self.background_rule == "drop_all":
-            has_foreground = one_hot.any()
-            threshold = torch.where(self.is_tail | ~has_foreground, threshold, 1 - rho)
-        return (self.uniform(one_hot.shape) <= threshold).to(logits.dtype)
+        rho = tail_share(targets, self.is_tail)
+        if self.background_rule == "drop":
+            keeps = self.uniform((len(targets), len(self.tail))) <= rho
+            return spread(keeps, self.tail, self.num_classes)
+        is_foreground = (targets < self.num_classes)[:, None]
+        threshold = torch.where(self.is_tail | ~is_foreground.any(), rho, 1 - rho)
+        return is_foreground | (self.uniform(logits.shape) <= threshold)
 
 
-def tail_share(one_hot: Tensor, is_tail: Tensor, *, over_processes: bool = False) -> Tensor:
+def tail_share(targets: Tensor, is_tail: Tensor, *, over_processes: bool = False) -> Tensor:
     """
     Share of the tail among the foreground regions of a step; 1 if there is none.
 
     Args:
-        one_hot: (R, K) targets, background rows zero.
+        targets: (R,) classes, K for background.
         is_tail: (K,) bool.
         over_processes: count the regions of all processes; a collective.
     """
-    per_class = one_hot.sum(dim=0, dtype=torch.float64)
-    foreground, tail = per_class.sum(), (per_class * is_tail).sum()
+    foreground = (targets < len(is_tail)).sum().double()
+    tail = F.pad(is_tail, (0, 1))[targets].sum().double()
     if over_processes:
         foreground, tail = all_reduce_sum(foreground, tail)
     return torch.where(foreground > 0, tail / foreground.clamp(min=1), 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .base import check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss
@@ -65,11 +66,11 @@ class EffectiveClassMarginLoss(SigmoidCrossEntropyLoss):
     def num_logits(self) -> int:
         return self.num_classes + 1
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        return self.class_weight.to(logits.dtype).expand_as(logits)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        return TermWeights(self.class_weight, self.class_weight)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return super().region_losses(2 * logits + self.margin.to(logits.dtype), targets)
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        return self.cross_entropy(logits, targets, reduction, scale=2.0, offset=self.margin).loss
 
     def activation(self, logits: Tensor) -> Tensor:
         probabilities = logits.sigmoid()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import LogitShifts, TermWeights
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
+from .sampling import spread
 
 
 class EqualizationLoss(SigmoidCrossEntropyLoss):
@@ -41,10 +42,11 @@ class EqualizationLoss(SigmoidCrossEntropyLoss):
         super().__init__(num_classes, prior_probability=prior_probability)
         is_tail = tail_classes(statistics, num_classes, frequency_threshold)
         self.register_buffer("is_tail", is_tail, persistent=False)  # (K,) bool
+        negative = torch.stack([torch.ones_like(is_tail), ~is_tail]).float()
+        self.register_buffer("negative_weight", negative, persistent=False)  # (2, K)
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        is_foreground = one_hot.sum(dim=1, keepdim=True)  # (R, 1)
-        return 1 - is_foreground * self.is_tail * (1 - one_hot)  # (R, K)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        return TermWeights(negative=self.negative_weight)
 
 
 class SoftmaxEqualizationLoss(SoftmaxCrossEntropyLoss):
@@ -79,13 +81,13 @@ class SoftmaxEqualizationLoss(SoftmaxCrossEntropyLoss):
             raise ValueError(f"gamma must be a probability in 0..1, got {gamma}: SEQL uses 0.9")
         self.gamma = float(gamma)
         is_tail = tail_classes(statistics, num_classes, frequency_threshold)
-        self.register_buffer("is_tail", is_tail, persistent=False)  # (K,) bool
+        tail = is_tail.nonzero()[:, 0]
+        self.register_buffer("tail", tail, persistent=False)  # (T,) tail classes
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        column = targets[:, None]
-        drops = self.is_tail & (self.uniform(logits[:, :-1].shape) < self.gamma)
-        drops = F.pad(drops & (column < self.num_classes), (0, 1)).scatter(1, column, False)
-        return logits.masked_fill(drops, -torch.inf)
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
+        keeps = self.uniform((len(targets), len(self.tail))) >= self.gamma
+        keeps |= (targets == self.num_classes)[:, None]
+        return LogitShifts(dropped=~spread(keeps, self.tail, self.num_logits))
 
 
 def tail_classes(

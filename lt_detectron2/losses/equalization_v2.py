@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import TermWeights
 from .base import check_non_negative, check_probability
 from .cross_entropy import SigmoidCrossEntropyLoss, prior_bias
 
@@ -91,23 +92,23 @@ class EqualizationLossV2(SigmoidCrossEntropyLoss):
         started = self.negative_gradient.any() | self.positive_gradient.any()
         return torch.where(started, ratio, INITIAL_RATIO)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return super().region_losses(self._task_logits(logits), targets)
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        result = self.cross_entropy(
+            self._task_logits(logits), targets, reduction, class_gradients=self.is_accumulating
+        )
+        if self.is_accumulating:
+            self.accumulate(
+                positive_gradient=result.positive_gradient[:-1],
+                negative_gradient=result.negative_gradient[:-1],
+            )
+        return result.loss
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        mapped = torch.sigmoid(self.gamma * (self.gradient_ratio - self.mu)).to(logits.dtype)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        mapped = torch.sigmoid(self.gamma * (self.gradient_ratio - self.mu))
         ones = torch.ones_like(mapped)
         negative = mapped if self.reweight_negative else ones
         positive = 1 + self.alpha * (1 - mapped) if self.reweight_positive else ones
-        weights = torch.where(
-            one_hot.bool(), F.pad(positive, (0, 1), value=1.0), F.pad(negative, (0, 1), value=1.0)
-        )
-        gradient = weights * (logits.detach().sigmoid() - one_hot).abs()
-        self.accumulate(
-            positive_gradient=(gradient * one_hot).sum(dim=0)[:-1],
-            negative_gradient=(gradient * (1 - one_hot)).sum(dim=0)[:-1],
-        )
-        return weights
+        return TermWeights(F.pad(positive, (0, 1), value=1.0), F.pad(negative, (0, 1), value=1.0))
 
     def activation(self, logits: Tensor) -> Tensor:
         probabilities = self._task_logits(logits).sigmoid()

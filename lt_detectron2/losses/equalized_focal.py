@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import TermWeights
 from .base import check_non_negative, check_probability
 from .cross_entropy import SigmoidCrossEntropyLoss
 from .distributed import all_reduce_sum, world_size
+from .focal import FocalTerms
 
 NORMALIZERS = ("foreground", "regions")
 
@@ -80,35 +82,46 @@ class EqualizedFocalLoss(SigmoidCrossEntropyLoss):
         """(K,) float64 gamma_j."""
         return self.gamma + self.scale * (1 - self.gradient_ratio)
 
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        weights = self.focusing / self.gamma
+        if self.quality:
+            return TermWeights(weights, weights)
+        return TermWeights(self.alpha * weights, (1 - self.alpha) * weights)
+
     def region_losses(
-        self, logits: Tensor, targets: Tensor, quality: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        reduction: str = "none",
+        quality: Tensor | None = None,
     ) -> Tensor:
         """
-        (R,) loss of each region.
+        (R,) loss of each region, or their mean.
 
         Args:
             quality: (R,) target in [0, 1] of the own class of each foreground region; read only
                 with the switch of that name. 1 if left out.
         """
-        one_hot = self.one_hot(logits, targets)
         focusing = self.focusing.to(logits.dtype)
+        terms = FocalTerms(focusing)
         if self.quality:
-            soft = one_hot if quality is None else one_hot * quality.to(logits.dtype)[:, None]
-            terms, gradient = _quality_focal(logits, soft, focusing)
-        else:
-            terms, gradient = _focal(logits, one_hot, focusing, self.alpha)
-        weights = focusing / self.gamma
-        total = self._normalizer_of_all_processes(targets)
-        gradient = weights * gradient / total
-        self.accumulate(
-            positive_gradient=(gradient * one_hot).sum(dim=0),
-            negative_gradient=(gradient * (1 - one_hot)).sum(dim=0),
+            quality = logits.new_ones(len(targets)) if quality is None else quality
+            terms = QualityFocalTerms(focusing, quality.to(logits.dtype))
+        accumulates = self.is_accumulating
+        result = self.cross_entropy(
+            logits, targets, reduction, terms=terms, class_gradients=accumulates
         )
-        losses = (weights * terms).sum(dim=1)
-        if self.normalizer == "foreground":  # the contract divides by the regions
-            processes = world_size() if self.is_accumulating else 1
-            losses = losses * (len(targets) * processes / total).to(logits.dtype)
-        return losses
+        total = self._normalizer_of_all_processes(targets)
+        if accumulates:
+            self.accumulate(
+                positive_gradient=result.positive_gradient / total,
+                negative_gradient=result.negative_gradient / total,
+            )
+        if self.normalizer == "regions":
+            return result.loss
+        # The contract divides by the regions.
+        processes = world_size() if accumulates else 1
+        return result.loss * (len(targets) * processes / total).to(logits.dtype)
 
     def class_state(self) -> dict[str, Tensor]:
         return {"gradient_ratio": self.gradient_ratio}
@@ -123,23 +136,21 @@ class EqualizedFocalLoss(SigmoidCrossEntropyLoss):
         return count.double().clamp(min=1)
 
 
-def _focal(
-    logits: Tensor, one_hot: Tensor, focusing: Tensor, alpha: float
-) -> tuple[Tensor, Tensor]:
-    """Terms (R, K) and the magnitude of their gradient by the logits, detached."""
-    x = torch.where(one_hot.bool(), logits, -logits)
-    log_hit, log_miss = F.logsigmoid(x), F.logsigmoid(-x)
-    weights = torch.where(one_hot.bool(), alpha, 1 - alpha).to(logits.dtype)
-    modulation = weights * torch.exp(focusing * log_miss)
-    gradient = modulation * (log_miss.exp() - focusing * log_hit.exp() * log_hit)
-    return -modulation * log_hit, gradient.detach()
+class QualityFocalTerms(FocalTerms):
+    """
+    Focal terms whose positives have the target q = ``quality`` (R,) instead of 1.
 
+        |q - p|^gamma BCE(x, q),   p = sigmoid(x)
+    """
 
-def _quality_focal(logits: Tensor, soft: Tensor, focusing: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for soft targets (R, K)."""
-    scores = logits.sigmoid()
-    distance = (soft - scores).abs().clamp(min=torch.finfo(logits.dtype).tiny)
-    entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    slope = focusing * scores * (1 - scores) * entropy + distance.square()
-    gradient = distance.pow(focusing - 1) * slope
-    return distance.pow(focusing) * entropy, gradient.detach()
+    def __init__(self, gamma: Tensor, quality: Tensor):
+        super().__init__(gamma)
+        self.quality = quality
+
+    def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        gamma, score = self.gamma[column], x.sigmoid()
+        excess = score - self.quality
+        distance = excess.abs().clamp(min=torch.finfo(x.dtype).tiny)
+        entropy = F.binary_cross_entropy_with_logits(x, self.quality, reduction="none")
+        slope = gamma * score * (1 - score) * entropy + distance.square()
+        return distance**gamma * entropy, excess.sign() * distance ** (gamma - 1) * slope

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops import LogitShifts, SoftmaxPart, softmax_cross_entropy
 from .base import check_probability
 from .cross_entropy import SoftmaxCrossEntropyLoss
 from .distributed import all_reduce_sum
@@ -51,25 +52,26 @@ class EquilibriumLoss(SoftmaxCrossEntropyLoss):
         mean_score[-1] = self.background_score
         self.register_buffer("mean_score", mean_score)  # (K+1,), background last
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
         tiny = torch.finfo(self.mean_score.dtype).tiny
-        return logits + self.mean_score.clamp(min=tiny).log().to(logits.dtype)
+        return LogitShifts(offset=self.mean_score.clamp(min=tiny).log())
 
     def region_losses(
-        self, logits: Tensor, targets: Tensor, object_ids: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        reduction: str = "none",
+        object_ids: Tensor | None = None,
     ) -> Tensor:
         """
-        (R,) loss of each region.
+        (R,) loss of each region, or their mean.
 
         Args:
             object_ids: (R,) int64, equal where regions belong to the same object, different
                 between images of the process. Those of background regions are not read.
         """
         self._observe(logits, targets, object_ids)
-        return super().region_losses(logits, targets)
-
-    def total_loss(self, logits: Tensor, targets: Tensor, **region_data: Tensor) -> Tensor:
-        return self.region_losses(logits, targets, **region_data).sum()
+        return super().region_losses(logits, targets, reduction)
 
     def class_state(self) -> dict[str, Tensor]:
         return {"mean_score": self.mean_score[:-1]}
@@ -83,7 +85,8 @@ class EquilibriumLoss(SoftmaxCrossEntropyLoss):
     def _observe(self, logits: Tensor, targets: Tensor, object_ids: Tensor | None) -> None:
         if not self.is_accumulating:
             return
-        scores = logits.detach().softmax(dim=1).gather(1, targets[:, None])[:, 0].double()
+        plain = softmax_cross_entropy(logits.detach(), SoftmaxPart(targets)).loss
+        scores = (-plain).exp().double()
         share = torch.ones_like(scores)  # of a region in an observation
         if object_ids is not None:
             same_object = (object_ids == object_ids[:, None]) & (targets == targets[:, None])

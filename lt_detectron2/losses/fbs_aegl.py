@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import TermWeights
+from ..ops.sigmoid_ce import SIGMOID, BinaryTerms
 from ..statistics import ClassStatistics
 from .cross_entropy import SigmoidCrossEntropyLoss
 from .drop import tail_share
 from .equalization import tail_classes
-from .gumbel import gumbel, gumbel_cross_entropy, init_gumbel_classifier
+from .gumbel import GumbelTerms, gumbel, init_gumbel_classifier
+from .sampling import spread
 
 ACTIVATIONS = ("sigmoid", "gumbel")
 BACKGROUND_GATES = ("all", "low", "off")
@@ -114,28 +117,35 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         self.sync_sigma = sync_sigma
         is_low = tail_classes(statistics, num_classes, frequency_threshold)
         self.register_buffer("is_low", is_low, persistent=False)  # (K,) bool
+        self.register_buffer("low", is_low.nonzero()[:, 0], persistent=False)  # (T,) low classes
         factor = self._weighting_factor(statistics.instance_count)
         self.register_buffer("class_factor", factor, persistent=False)  # (K,)
+        gate = {
+            "all": torch.ones(num_classes),
+            "low": is_low.float(),
+            "off": torch.zeros(num_classes),
+        }
+        is_weighted = torch.tensor([[background_weight], [foreground_weight]])
+        negative = torch.where(is_weighted, factor, 1.0)
+        min_score = self.mu * torch.stack([gate[background_gate], torch.ones(num_classes)])
+        self.register_buffer("negative_weight", negative, persistent=False)  # (2, K)
+        self.register_buffer("min_score", min_score * is_weighted, persistent=False)  # (2, K)
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        is_foreground = one_hot.any(dim=1, keepdim=True)  # (R, 1)
-        believed = self._probabilities(logits.detach()) >= self.mu
-        factor = self.class_factor.to(logits.dtype)
-        ones = torch.ones_like(one_hot)
-        foreground = factor * (one_hot.bool() | believed) if self.foreground_weight else ones
-        background = ones
-        if self.background_weight:
-            background = factor * (self._gate(believed) & self._keep(one_hot))
-        return torch.where(is_foreground, foreground, background)
+    @property
+    def terms(self) -> BinaryTerms:
+        return SIGMOID if self.activation_name == "sigmoid" else GumbelTerms(floored=False)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.activation_name == "sigmoid":
-            return super().region_losses(logits, targets)
-        one_hot = self.one_hot(logits, targets)
-        return gumbel_cross_entropy(logits, one_hot, self.term_weights(logits, one_hot))
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        return TermWeights(
+            positive=self.negative_weight[1],
+            negative=self.negative_weight,
+            min_score=self.min_score,
+            mask=self._keep(targets) if self.background_weight else None,
+        )
 
     def activation(self, logits: Tensor) -> Tensor:
-        return F.pad(self._probabilities(logits), (0, 1))
+        scores = logits.sigmoid() if self.activation_name == "sigmoid" else gumbel(logits)
+        return F.pad(scores, (0, 1))
 
     def init_classifier(self, classifier: nn.Linear) -> None:
         if self.activation_name == "sigmoid":
@@ -150,23 +160,14 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         factor = (1 - gamma) / (1 - gamma**count)
         return factor / factor.mean() if self.normalize_factor else factor
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.activation_name == "sigmoid" else gumbel(logits)
-
-    def _gate(self, believed: Tensor) -> Tensor:
-        if self.background_gate == "all":
-            return believed
-        if self.background_gate == "low":
-            return believed | ~self.is_low
-        return torch.ones_like(believed)
-
-    def _keep(self, one_hot: Tensor) -> Tensor:
-        """(R, K) bool b_ij."""
+    def _keep(self, targets: Tensor) -> Tensor | None:
+        """(R, K) bool b_ij, True on foreground regions; None if it is 1 everywhere."""
         if self.keep_rule == "always":
-            return torch.ones_like(one_hot, dtype=torch.bool)
+            return None
         over_processes = self.sync_sigma and self.is_accumulating
-        sigma = tail_share(one_hot, self.is_low, over_processes=over_processes)
-        drawn = self.uniform(one_hot.shape) < sigma
+        sigma = tail_share(targets, self.is_low, over_processes=over_processes)
+        drawn = self.uniform((len(targets), len(self.low))) < sigma
         if self.keep_rule == "literal":
             drawn = ~drawn & (sigma > 0)
-        return ~self.is_low | drawn
+        drawn |= (targets < self.num_classes)[:, None]
+        return spread(drawn, self.low, self.num_classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss
@@ -54,14 +55,14 @@ class FederatedLoss(SigmoidCrossEntropyLoss):
         weight = torch.where(images > 0, images**self.frequency_power, 0.0)
         self.register_buffer("sampling_weight", weight, persistent=False)  # (K,)
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor:
-        return self.sampled_classes(one_hot).to(logits.dtype)[None]  # (1, K)
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        return TermWeights(negative=self.sampled_classes(targets).to(logits.dtype))
 
-    def sampled_classes(self, one_hot: Tensor) -> Tensor:
-        """(K,) bool indicator of S, given the targets (R, K); a background row is zero."""
-        is_positive = one_hot.bool()
-        is_target = is_positive.any(dim=0)
-        has_background = (~is_positive.any(dim=1)).any()
+    def sampled_classes(self, targets: Tensor) -> Tensor:
+        """(K,) bool indicator of S."""
+        present = torch.zeros(self.num_classes + 1, dtype=torch.bool, device=targets.device)
+        present = present.index_fill(0, targets, True)
+        is_target, has_background = present[:-1], present[-1]
         places = self.num_sampled_classes - is_target.sum() - has_background.long()
         # Exponential waiting times of rates w: the first arrivals are a draw without replacement
         # with probabilities proportional to w.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import TermWeights
+from ..ops.sigmoid_ce import BinaryTerms
 from .base import check_non_negative
 from .cross_entropy import SigmoidCrossEntropyLoss
 
@@ -61,20 +63,48 @@ class FocalLoss(SigmoidCrossEntropyLoss):
     def num_logits(self) -> int:
         return self.num_classes + int(self.background_column)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R,) losses, scaled so that their mean over all regions is what the docstring says."""
-        is_positive = self.one_hot(logits, targets).bool()
-        towards_wrong = torch.where(is_positive, -logits, logits)  # sigmoid of it is 1 - c_ij
-        focus = torch.exp(self.gamma * F.logsigmoid(towards_wrong))
-        terms = focus * -F.logsigmoid(-towards_wrong)
-        if self.alpha is not None:
-            terms = terms * torch.where(is_positive, self.alpha, 1 - self.alpha)
+    @property
+    def terms(self) -> BinaryTerms:
+        return FocalTerms(self.gamma)
+
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
+        """Weights by which the mean over all regions is what the class's docstring says."""
+        weight = logits.new_ones(logits.shape[1])
         if self.normalizer == "entries":
-            return terms.mean(dim=1)
-        losses = terms.sum(dim=1)
-        if self.normalizer == "foreground":
-            losses = losses * (len(targets) / (targets < self.num_classes).sum().clamp(min=1))
-        return losses
+            weight = weight / logits.shape[1]
+        elif self.normalizer == "foreground":
+            weight = weight * (len(targets) / (targets < self.num_classes).sum().clamp(min=1))
+        if self.alpha is None:
+            return TermWeights(weight, weight)
+        return TermWeights(self.alpha * weight, (1 - self.alpha) * weight)
 
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.background_column else super().activation(logits)
+
+
+class FocalTerms:
+    """
+    c^gamma log(1 + exp(x)) for negatives, where c = sigmoid(x); for positives the same of -x.
+
+    The derivative is c^gamma (c + gamma (1 - c) log(1 + exp(x))).
+
+    Args:
+        gamma: a number, or (L,) one for each column.
+    """
+
+    def __init__(self, gamma: float | Tensor):
+        self.gamma = gamma
+
+    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._terms(x, self.gamma)
+
+    def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        gamma = self.gamma[column] if isinstance(self.gamma, Tensor) else self.gamma
+        _, value, slope = self._terms(-x, gamma)
+        return value, -slope
+
+    def _terms(self, x: Tensor, gamma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score, entropy = x.sigmoid(), F.softplus(x)
+        modulation = (gamma * (x - entropy)).exp_()  # x - entropy = log sigmoid(x)
+        slope = torch.addcmul(score, 1 - score, gamma * entropy).mul_(modulation)
+        return score, modulation.mul_(entropy), slope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import SoftmaxPart, softmax_cross_entropy
 from ..statistics import ClassStatistics
 from .base import ClassificationLoss, check_non_negative, check_statistics
 from .sampling import choose_regions
@@ -113,16 +115,14 @@ class GroupSoftmaxLoss(ClassificationLoss):
         taken[:, 0] = True
         return taken
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
         group_labels = self.group_labels[targets]  # (R, G+1)
         weights = self.sampling_mask(group_labels) * self.group_weights[targets]
-        weights = (weights / weights.sum(dim=0).clamp(min=1)).to(logits.dtype)
-        losses = [
-            F.cross_entropy(group_logits, labels, reduction="none")
-            for group_logits, labels in zip(self._split(logits), group_labels.unbind(dim=1))
-        ]
         # Each group has its own normaliser; the contract divides by the regions.
-        return (weights * torch.stack(losses, dim=1)).sum(dim=1) * len(targets)
+        weights = weights * (len(targets) / weights.sum(dim=0).clamp(min=1))
+        first = [0, *itertools.accumulate(self.group_sizes)]
+        parts = map(SoftmaxPart, group_labels.unbind(1), weights.unbind(1), first, self.group_sizes)
+        return softmax_cross_entropy(logits, *parts, reduction=reduction).loss
 
     def activation(self, logits: Tensor) -> Tensor:
         scores = torch.cat([part.softmax(dim=1) for part in self._split(logits)], dim=1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import TermWeights
+from ..ops.sigmoid_ce import BinaryTerms
 from ..statistics import ClassStatistics
 from .drop import DropLoss
 from .equalization import EqualizationLoss
@@ -75,26 +77,22 @@ class GumbelLoss(DropLoss):
     def num_logits(self) -> int:
         return self.num_classes + int(self.background_column)
 
-    def term_weights(self, logits: Tensor, one_hot: Tensor) -> Tensor | None:
+    @property
+    def terms(self) -> BinaryTerms:
+        return GumbelTerms(self.official_gradient)
+
+    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights | None:
         if self.weighting == "none":
             return None
         if self.weighting == "equalization":
-            return EqualizationLoss.term_weights(self, logits, one_hot)
-        return super().term_weights(logits, one_hot)
+            return EqualizationLoss.term_weights(self, logits, targets)
+        return super().term_weights(logits, targets)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        one_hot = self.one_hot(logits, targets)
-        weights = self.term_weights(logits, one_hot)
-        if not self.official_gradient:
-            return gumbel_cross_entropy(logits, one_hot, weights)
-        scores = gumbel(logits.clamp(MIN_LOGIT, MAX_LOGIT))
-        return F.binary_cross_entropy(scores, one_hot, weights, reduction="none").sum(dim=1)
-
-    def total_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        total = super().total_loss(logits, targets)
-        if self.loss_ceiling is None:
-            return total
-        return total.clamp(max=self.loss_ceiling * max(len(targets), 1))
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        losses = super().region_losses(logits, targets, reduction)
+        if reduction == "mean" and self.loss_ceiling is not None:
+            losses = losses.clamp(max=self.loss_ceiling)
+        return losses
 
     def activation(self, logits: Tensor) -> Tensor:
         return F.pad(gumbel(logits), (0, 0 if self.background_column else 1))
@@ -108,11 +106,41 @@ def gumbel(logits: Tensor) -> Tensor:
     return torch.exp(-torch.exp(-logits))
 
 
-def gumbel_cross_entropy(logits: Tensor, one_hot: Tensor, weights: Tensor | None) -> Tensor:
-    """(R,) weighted sum of the terms of each region, exact in value and gradient."""
-    minus_log_score = torch.exp(-logits.clamp(MIN_LOGIT, MAX_LOGIT))
-    terms = torch.where(one_hot.bool(), minus_log_score, -_log1mexp(minus_log_score))
-    return (terms if weights is None else weights * terms).sum(dim=1)
+class GumbelTerms:
+    """
+    -log(1 - p) for negatives and -log p for positives, with p = exp(-e), e = exp(-z).
+
+    Their derivatives are p e / (1 - p) and -e. z is clamped first.
+
+    Args:
+        floored: divide by max(p (1 - p), 1e-12) on the way from p to z, as torch does.
+    """
+
+    def __init__(self, floored: bool):
+        self.floored = floored
+
+    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        clamped, e, p = self._distribution(x)
+        if self.floored:
+            slope = e * p.square() / self._floored_variance(p)
+            value = torch.log1p(-p).neg_()
+        else:
+            slope = e / torch.expm1(e)
+            value = -_log1mexp(e)
+        return p, value, slope.mul_(clamped == x)
+
+    def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        clamped, e, p = self._distribution(x)
+        slope = -e * (p * (1 - p) / self._floored_variance(p) if self.floored else 1)
+        return e, slope * (clamped == x)
+
+    def _distribution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        clamped = x.clamp(MIN_LOGIT, MAX_LOGIT)
+        e = torch.exp(-clamped)
+        return clamped, e, torch.exp(-e)
+
+    def _floored_variance(self, p: Tensor) -> Tensor:
+        return (p * (1 - p)).clamp_(min=1e-12)
 
 
 def init_gumbel_classifier(classifier: nn.Linear) -> None:

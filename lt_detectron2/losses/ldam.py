@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import LogitShifts
 from ..statistics import ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SoftmaxCrossEntropyLoss
@@ -69,12 +70,10 @@ class LDAMLoss(SoftmaxCrossEntropyLoss):
         is_late = self.num_steps >= self.reweight_from_step
         return torch.where(is_late, self.late_weights, 1.0)
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
         if self.is_accumulating:
             self.num_steps += 1
-        column = targets[:, None]
-        margin = self.margin.to(logits.dtype)[column]
-        return self.scale * logits.scatter_add(1, column, -margin)
+        return LogitShifts(self.scale, own_offset=-self.scale * self.margin)
 
     def activation(self, logits: Tensor) -> Tensor:
         return super().activation(self.scale * logits)

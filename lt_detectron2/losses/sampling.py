@@ -1,5 +1,6 @@
 """Sampling of regions without leaving the device."""
 
+import torch
 from torch import Tensor
 
 
@@ -17,3 +18,9 @@ def choose_regions(candidates: Tensor, quota: Tensor, draws: Tensor) -> Tensor:
     """
     rank = draws.masked_fill(~candidates, 2.0).argsort(dim=0).argsort(dim=0)
     return candidates & (rank < quota)
+
+
+def spread(mask: Tensor, columns: Tensor, num_columns: int) -> Tensor:
+    """(R, C) bool that is ``mask`` (R, T) in the columns (T,) and True in all others."""
+    everywhere = torch.ones(len(mask), num_columns, dtype=torch.bool, device=mask.device)
+    return everywhere.index_copy_(1, columns, mask)

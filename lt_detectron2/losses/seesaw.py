@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import LogitShifts, SoftmaxPart, softmax_cross_entropy
+from ..ops.softmax_ce import Compensation
 from .base import ClassificationLoss, check_non_negative, check_probability
 
 
@@ -58,19 +59,25 @@ class SeesawLoss(ClassificationLoss):
     def num_logits(self) -> int:
         return self.num_classes + (2 if self.objectness else 1)
 
-    def region_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
         ones = torch.ones_like(targets, dtype=torch.float64)
         counts = torch.zeros_like(self.region_count).scatter_add_(0, targets, ones)
         self.accumulate(region_count=counts)
+        return softmax_cross_entropy(logits, *self._parts(targets), reduction=reduction).loss
+
+    def _parts(self, targets: Tensor) -> list[SoftmaxPart]:
+        shifts = LogitShifts(
+            log_count=self.p * self.region_count.clamp(min=1).log(),
+            compensation=Compensation(self.q, math.log(self.eps)) if self.q else None,
+        )
         if not self.objectness:
-            return self._class_losses(logits, targets)
-        classes, objectness = logits[:, :-2], logits[:, -2:]
-        is_background = targets == self.num_classes
-        # A background region is priced as if of class 0 and then dropped: no row is selected, so
-        # that nobody has to wait for the device to count them.
-        class_losses = self._class_losses(classes, targets.masked_fill(is_background, 0))
-        object_losses = F.cross_entropy(objectness, is_background.long(), reduction="none")
-        return class_losses.masked_fill(is_background, 0) + object_losses
+            return [SoftmaxPart(targets, shifts=shifts)]
+        num_classes = self.num_classes
+        is_foreground = targets < num_classes
+        shifts = shifts._replace(log_count=shifts.log_count[:-1])
+        labels = targets.clamp(max=num_classes - 1)  # those of the background have the weight 0
+        classes = SoftmaxPart(labels, is_foreground, 0, num_classes, shifts)
+        return [classes, SoftmaxPart((~is_foreground).long(), None, num_classes, 2)]
 
     def activation(self, logits: Tensor) -> Tensor:
         if not self.objectness:
@@ -80,18 +87,3 @@ class SeesawLoss(ClassificationLoss):
 
     def class_state(self) -> dict[str, Tensor]:
         return {"region_count": self.region_count[: self.num_classes]}
-
-    def _class_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        adjusted = logits + self._log_seesaw_factors(logits.detach(), targets)
-        return F.cross_entropy(adjusted, targets, reduction="none")
-
-    def _log_seesaw_factors(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R, C) log S_ij of logits (R, C); 0 in the target's column."""
-        target = targets[:, None]
-        log_count = self.region_count[: logits.shape[1]].clamp(min=1).log().to(logits.dtype)
-        log_mitigation = (log_count - log_count[targets][:, None]).clamp(max=0)
-        log_scores = logits.log_softmax(dim=1)
-        floor = log_scores.gather(1, target).clamp(min=math.log(self.eps))
-        log_compensation = (log_scores - floor).clamp(min=0)
-        log_factors = self.p * log_mitigation + self.q * log_compensation
-        return log_factors.scatter(1, target, 0)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import LogitShifts
 from .base import check_non_negative
 from .cross_entropy import SoftmaxCrossEntropyLoss
 from .distributed import all_reduce_sum
@@ -76,20 +77,19 @@ class SoftmaxEqualizationLossV2(SoftmaxCrossEntropyLoss):
             log_prior = ((gathered / (gathered.sum() + 1e-4)) ** self.tau + 1e-9).log()
         return log_prior - log_prior.exp().mean().log()
 
-    def adjust_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        adjusted = logits + F.pad(self.offset, (0, 1)).to(logits.dtype)
-        if self.is_accumulating:
-            self._observe(adjusted.detach(), targets)
-        return adjusted
+    def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
+        return LogitShifts(offset=F.pad(self.offset, (0, 1)))
+
+    def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        accumulates = self.is_accumulating
+        result = self.cross_entropy(logits, targets, reduction, class_gradients=accumulates)
+        if accumulates:
+            self._observe(result.positive_gradient[:-1], result.negative_gradient[:-1], targets)
+        return result.loss
 
     @torch.no_grad()
-    def _observe(self, adjusted: Tensor, targets: Tensor) -> None:
-        target = targets[:, None]
-        pull = adjusted.softmax(dim=1)
-        push = 1 - pull.gather(1, target)
-        positive = pull.new_zeros(pull.shape[1]).scatter_add_(0, targets, push.flatten())[:-1]
-        negative = pull.scatter(1, target, 0).sum(dim=0)[:-1]
-        regions = pull.new_full((1,), len(targets))
+    def _observe(self, positive: Tensor, negative: Tensor, targets: Tensor) -> None:
+        regions = positive.new_full((1,), len(targets))
         positive, negative, regions = all_reduce_sum(positive, negative, regions)
         self.positive_gradient += positive / regions.clamp(min=1)
         self.negative_gradient += negative / regions.clamp(min=1)

@@ -26,9 +26,9 @@ class OnePass(NamedTuple):
 
     loss: Tensor
     """(R,), or their mean; with a graph."""
-    positive_gradient: Tensor | None
+    positive_gradient: Tensor | None = None
     """(L,) sum of |d loss_i / d z_ij| over rows i whose own column is j, if asked for."""
-    negative_gradient: Tensor | None
+    negative_gradient: Tensor | None = None
     """(L,) the same over all other rows."""
 
 

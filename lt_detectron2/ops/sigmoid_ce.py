@@ -39,21 +39,6 @@ class TermWeights(NamedTuple):
     mask: Tensor | None = None
     """(R, L) bool, or any floating type. Costs a pass: prefer tables."""
 
-    def dense(self, scores: Tensor, targets: Tensor, background: int) -> Tensor:
-        """(R, L) all weights, written out; the definition, for tests and to look at."""
-        rows, columns = scores.shape
-        kind = (targets < background).long()
-        weights = torch.ones_like(scores)
-        if self.negative is not None:
-            weights = weights * _rows_of(self.negative, kind).to(scores.dtype)
-        if self.min_score is not None:
-            weights = weights * (scores >= _rows_of(self.min_score, kind).to(scores.dtype))
-        if self.mask is not None:
-            weights = weights * self.mask
-        is_own = targets[:, None] == torch.arange(columns, device=targets.device)
-        positive = weights.new_ones(columns) if self.positive is None else self.positive
-        return torch.where(is_own, positive.to(scores.dtype), weights)
-
 
 class BinaryTerms(Protocol):
     """A binary loss of a logit x: what a term costs before it is weighted, and its derivative."""

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from lt_detectron2 import losses
+from lt_detectron2.losses import SigmoidCrossEntropyLoss
 from lt_detectron2.losses.base import ClassificationLoss
 from lt_detectron2.statistics import ClassStatistics
+from tests.ops import cross_entropy_reference as reference
 
 # No two classes are alike and none is in order: a method that mixes classes up is noticed. Every
 # LVIS group and every group of BAGS has members; class 10 lies on an edge of both.
@@ -155,6 +157,13 @@ def value_and_gradient(
     value = loss(logits, targets)
     (gradient,) = torch.autograd.grad(value, logits)
     return value.detach(), gradient
+
+
+def dense_weights(loss: SigmoidCrossEntropyLoss, logits: Tensor, targets: Tensor) -> Tensor:
+    """(R, L) weights of all terms, which the loss tells by tables."""
+    scores = loss.terms.negative(logits.detach())[0]
+    tables = loss.term_weights(logits, targets)
+    return reference.dense_weights(tables, scores, targets, loss.num_classes)
 
 
 def train(loss: ClassificationLoss, steps: int = 2, first_seed: int = 100) -> ClassificationLoss:

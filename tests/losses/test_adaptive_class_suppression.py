@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from lt_detectron2.losses import AdaptiveClassSuppressionLoss, SigmoidCrossEntropyLoss
 from lt_detectron2.statistics import ClassStatistics
 
-from .factory import BATCH_KINDS, STATISTICS, K, batch
+from .factory import BATCH_KINDS, STATISTICS, K, batch, dense_weights
 
 THREE_GROUPS = ClassStatistics([5, 50, 500], [5, 50, 500], 1000)  # one class of each
 
@@ -66,7 +66,7 @@ def test_shares_of_the_background():
     logits = torch.zeros(512, 4)
     targets = torch.full((512,), 3)
     targets[::4] = 0
-    weights = loss.term_weights(logits, loss.one_hot(logits, targets))[targets == 3]
+    weights = dense_weights(loss, logits, targets)[targets == 3]
     # 384 background regions: int(3.84), int(38.4) and all.
     assert weights.sum(dim=0).tolist() == [3, 38, 384, 384]
 
@@ -74,8 +74,7 @@ def test_shares_of_the_background():
 def test_every_background_region_is_equally_likely():
     loss = AdaptiveClassSuppressionLoss(3, THREE_GROUPS, background_ratios=(0.2, 0.5, 1.0))
     logits, targets = torch.zeros(12, 4), torch.tensor([0, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3])
-    one_hot = loss.one_hot(logits, targets)
-    counts = sum(loss.term_weights(logits, one_hot) for _ in range(2000)) / 2000
+    counts = sum(dense_weights(loss, logits, targets) for _ in range(2000)) / 2000
     background = counts[targets == 3]
     expected = torch.tensor([0.2, 0.5, 1.0, 1.0]).expand_as(background)
     assert_close(background, expected, atol=0.06, rtol=0)

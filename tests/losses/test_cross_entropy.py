@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lt_detectron2.losses import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
+from lt_detectron2.ops import LogitShifts
 from tests.golden import load_golden
 from tests.parity import compare
 
@@ -41,8 +42,8 @@ def test_softmax_hooks_shift_and_weight():
         def class_weights(self):
             return torch.arange(1.0, self.num_classes + 2)
 
-        def adjust_logits(self, logits, targets):
-            return 2 * logits
+        def logit_shifts(self, logits, targets):
+            return LogitShifts(scale=2.0)
 
     loss = Shifted(K)
     logits, targets = batch(loss)

@@ -12,7 +12,7 @@ from lt_detectron2.losses import EqualizationLossV2, SigmoidCrossEntropyLoss
 from tests.golden import load_golden
 from tests.parity import compare
 
-from .factory import K, batch, golden_batch, golden_steps, train, value_and_gradient
+from .factory import K, batch, dense_weights, golden_batch, golden_steps, train, value_and_gradient
 from .two_processes import run_in_two_processes
 
 METHOD = "EqualizationLossV2"
@@ -131,7 +131,7 @@ def _weights(loss: EqualizationLossV2) -> tuple[Tensor, Tensor]:
     targets = torch.arange(columns)
     logits = torch.zeros(columns, columns, dtype=torch.float64)
     with torch.no_grad():  # leaves the state alone
-        weights = loss.term_weights(logits, loss.one_hot(logits, targets))
+        weights = dense_weights(loss, logits, targets)
     return weights.diagonal(), weights[0].index_copy(0, targets[:1], weights[1, :1])
 
 

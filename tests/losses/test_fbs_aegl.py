@@ -13,9 +13,10 @@ from lt_detectron2.losses import DropLoss, FBSAEGLoss, SigmoidCrossEntropyLoss, 
 from lt_detectron2.losses.drop import tail_share
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
+from tests.ops.cross_entropy_reference import one_hot
 from tests.parity import compare
 
-from .factory import STATISTICS, K, batch, value_and_gradient
+from .factory import STATISTICS, K, batch, dense_weights, value_and_gradient
 
 METHOD = "FBSAEGLoss"
 PLAIN = {"foreground_weight": False, "background_weight": False}
@@ -60,7 +61,7 @@ def test_background_without_gate_and_factor_is_drop_loss():
     )  # fmt: skip
     drop = DropLoss(K, STATISTICS)
     draws = torch.rand(24, K)
-    loss.uniform = drop.uniform = lambda shape: draws
+    loss.uniform = drop.uniform = lambda shape: draws[:, loss.low]
     logits, targets = batch(loss)
     background = targets == K
     losses = (module.region_losses(logits, targets)[background] for module in (loss, drop))
@@ -82,7 +83,7 @@ def test_equals_slow_reference(gate: str, rule: str, activation: str, kind: str)
         activation=activation,
     )
     draws = torch.rand(24, K)
-    loss.uniform = lambda shape: draws
+    loss.uniform = lambda shape: draws[:, loss.low]
     logits, targets = batch(loss, kind=kind)
     is_low = [int(images) <= 100 for images in STATISTICS.image_count]
     factor = [(1 - 0.8) / (1 - 0.8 ** int(n)) for n in STATISTICS.instance_count]
@@ -109,7 +110,7 @@ def test_equals_slow_reference(gate: str, rule: str, activation: str, kind: str)
 def test_literal_rule_keeps_nothing_of_the_tail_where_sigma_is_zero():
     loss = FBSAEGLoss(K, STATISTICS, gamma=0.0, mu=0.0, keep_rule="literal")
     targets = torch.tensor([0, K])  # class 0 is frequent
-    weights = loss.term_weights(torch.zeros(2, K), loss.one_hot(torch.zeros(2, K), targets))
+    weights = dense_weights(loss, torch.zeros(2, K), targets)
     assert_close(weights[1], (~loss.is_low).float())
 
 
@@ -117,7 +118,7 @@ def test_negatives_that_nobody_believes_have_no_gradient():
     loss = FBSAEGLoss(K, STATISTICS)
     logits, targets = batch(loss)
     _, gradient = value_and_gradient(loss, logits, targets)
-    spared = (loss.one_hot(logits, targets) == 0) & (logits.sigmoid() < 0.7)
+    spared = (one_hot(logits, targets) == 0) & (logits.sigmoid() < 0.7)
     assert spared.any() and not gradient[spared].any()
 
 
@@ -186,7 +187,7 @@ def test_golden_figure_3():
     for region in "AB":
         logits = torch.from_numpy(golden[f"fig3_z{region}"])
         targets = torch.from_numpy(golden[f"fig3_y{region}"])
-        weights = loss.term_weights(logits, loss.one_hot(logits, targets))
+        weights = dense_weights(loss, logits, targets)
         compare(METHOD, f"fbs_aegl/fig3_W{region}", weights, golden[f"fig3_W{region}"])
         scores = loss.scores(logits)[:, :3]
         compare(METHOD, f"fbs_aegl/fig3_p{region}", scores, golden[f"fig3_p{region}"])
@@ -207,7 +208,7 @@ def _golden_main(golden: np.lib.npyio.NpzFile, **hyper_parameters: Any) -> FBSAE
     statistics, threshold = _golden_statistics(golden["main_counts"], golden["main_low"])
     loss = FBSAEGLoss(7, statistics, frequency_threshold=threshold, **hyper_parameters)
     draws = torch.from_numpy(golden["main_U"])
-    loss.uniform = lambda shape: draws
+    loss.uniform = lambda shape: draws[:, loss.low]
     return loss
 
 
@@ -216,16 +217,15 @@ def test_golden_variants(variant: str):
     golden = load_golden("fbs_aegl")
     loss = _golden_main(golden, **VARIANTS[variant])
     logits, targets = torch.from_numpy(golden["main_logits"]), torch.from_numpy(golden["main_gt"])
-    one_hot = loss.one_hot(logits, targets)
     value, gradient = value_and_gradient(loss, logits, targets)
     name = "main_p_gumbel" if variant.startswith("gumbel") else "main_p"
     for key, actual in (
-        (f"main_{variant}_W", loss.term_weights(logits, one_hot)),
+        (f"main_{variant}_W", dense_weights(loss, logits, targets)),
         (f"main_{variant}_loss", value),
         (f"main_{variant}_grad", gradient),
         (f"main_{variant}_grad_fd", gradient),
-        ("main_targets", one_hot),
-        ("main_sigma", tail_share(one_hot, loss.is_low)),
+        ("main_targets", one_hot(logits, targets)),
+        ("main_sigma", tail_share(targets, loss.is_low)),
         (name, loss.scores(logits)[:, :7]),
     ):
         compare(METHOD, f"fbs_aegl/{key}", actual, golden[key])
@@ -239,7 +239,7 @@ def test_golden_keep_masks(rule: str):
     keep_rule = "share" if rule == "sigma" else "literal"
     loss = _golden_main(golden, gamma=0.0, mu=0.0, keep_rule=keep_rule)
     logits, targets = torch.from_numpy(golden["main_logits"]), torch.from_numpy(golden["main_gt"])
-    weights = loss.term_weights(logits, loss.one_hot(logits, targets))
+    weights = dense_weights(loss, logits, targets)
     background = golden["main_gt"] == 7
     name = f"main_keep_{rule}_mask"
     compare(METHOD, f"fbs_aegl/{name}", weights[background], golden[name][background])

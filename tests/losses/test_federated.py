@@ -28,8 +28,7 @@ METHOD = "FederatedLoss"
 
 
 def kept(loss: FederatedLoss, targets: Tensor) -> list[int]:
-    one_hot = loss.one_hot(torch.zeros(len(targets), loss.num_logits), targets)
-    return loss.sampled_classes(one_hot).nonzero().flatten().tolist()
+    return loss.sampled_classes(targets).nonzero().flatten().tolist()
 
 
 def drawing(loss: FederatedLoss, *drawn: int) -> FederatedLoss:

@@ -95,9 +95,9 @@ def test_remembered_regions_join_a_step(tmp_path, monkeypatch):
     loss = model.roi_heads.box_predictor.classification_loss
     told = {}
 
-    def observe(logits, targets, object_ids=None):
+    def observe(logits, targets, reduction, object_ids=None):
         told.update(targets=targets, ids=object_ids)
-        return type(loss).region_losses(loss, logits, targets, object_ids)
+        return type(loss).region_losses(loss, logits, targets, reduction, object_ids)
 
     monkeypatch.setattr(loss, "region_losses", observe)
     images = batch(objects=(3, 2))

@@ -21,9 +21,32 @@ def sigmoid_losses(
     if offset is not None:
         is_foreground = (targets < background).long()
         x = x + (offset if offset.dim() == 1 else offset[is_foreground]).to(x.dtype)
-    dense = (weights or TermWeights()).dense(x.detach().sigmoid(), targets, background)
+    dense = dense_weights(weights, x.detach().sigmoid(), targets, background)
     terms = F.binary_cross_entropy_with_logits(x, one_hot(logits, targets), reduction="none")
     return (dense * terms).sum(dim=1)
+
+
+def dense_weights(
+    weights: TermWeights | None, scores: Tensor, targets: Tensor, background: int
+) -> Tensor:
+    """(R, L) weights of all terms, written out."""
+
+    def table(entries: Tensor) -> Tensor:
+        rows = entries if entries.dim() == 1 else entries[(targets < background).long()]
+        return rows.to(scores.dtype)
+
+    own = one_hot(scores, targets).bool()
+    dense = torch.ones_like(scores)
+    if weights is None:
+        return dense
+    if weights.negative is not None:
+        dense = dense * table(weights.negative)
+    if weights.min_score is not None:
+        dense = dense * (scores >= table(weights.min_score))
+    if weights.mask is not None:
+        dense = dense * weights.mask
+    positive = torch.ones_like(scores) if weights.positive is None else table(weights.positive)
+    return torch.where(own, positive, dense)
 
 
 def softmax_losses(logits: Tensor, *parts: SoftmaxPart) -> Tensor:
