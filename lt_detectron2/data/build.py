@@ -25,6 +25,7 @@ from .episodes import LabelledEpisodes, LabelledRecords, MarkSampledObjects
 from .image_classes import ImageClasses
 from .images import build_mapper
 from .samplers import EpisodicSampler, LongTailSampler, ResumableSampler, ResumedSampler
+from .shared_records import SharedRecords, shared_records
 from .validate import check_masks
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def detectron2_samplers() -> dict[str, Callable[[CfgNode, Records], Any]]:
         "TrainingSampler": lambda cfg, records: TrainingSampler(len(records)),
         "RepeatFactorTrainingSampler": lambda cfg, records: RepeatFactorTrainingSampler(
             RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                records, cfg.DATALOADER.REPEAT_THRESHOLD
+                records.class_records() if isinstance(records, SharedRecords) else records,
+                cfg.DATALOADER.REPEAT_THRESHOLD,
             )
         ),
         "RandomSubsetTrainingSampler": lambda cfg, records: RandomSubsetTrainingSampler(
@@ -98,16 +100,25 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
 
 
 def training_records(cfg: CfgNode) -> Records:
-    """The records that the trainer uses, in the order that samplers count in."""
+    """
+    The records that the trainer uses, in the order that samplers count in.
+
+    Every process must call it: one of each machine parses large annotation files for all.
+    """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=keypoints,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    records = None
+    if not keypoints and not cfg.MODEL.LOAD_PROPOSALS:
+        records = shared_records(cfg.DATASETS.TRAIN, filter_empty)
+    if records is None:
+        proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty, keypoints, proposal_files=proposals
+        )
     if cfg.MODEL.MASK_ON:
-        check_masks(records, " and ".join(cfg.DATASETS.TRAIN))
+        is_shared = isinstance(records, SharedRecords)
+        lacking = records.without_masks() if is_shared else records
+        check_masks(lacking, " and ".join(cfg.DATASETS.TRAIN))
     return records
 
 

@@ -44,7 +44,8 @@ class LabelledRecords(Dataset):
     """Records by the numbers of LabelledEpisodes, with the class under SAMPLED_CLASS."""
 
     def __init__(self, records: Sequence[Record]):
-        self.records = DatasetFromList(list(records), copy=False)
+        is_list = isinstance(records, list)
+        self.records = DatasetFromList(records, copy=False) if is_list else records
 
     def __len__(self) -> int:
         return len(self.records)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import ClassStatistics
+from .shared_records import SharedRecords
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class ImageClasses:
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, Any]], num_classes: int) -> ImageClasses:
         """From Detectron2's records. Crowds do not count: no mapper trains on them."""
+        if isinstance(records, SharedRecords):
+            return cls.from_pairs(len(records), num_classes, *records.objects())
         keys = torch.tensor(
             [
                 index * num_classes + annotation["category_id"]
@@ -45,6 +48,14 @@ class ImageClasses:
             dtype=torch.int64,
         )
         return cls._from_keys(len(records), num_classes, *torch.unique(keys, return_counts=True))
+
+    @classmethod
+    def from_pairs(
+        cls, num_images: int, num_classes: int, image: Tensor, classes: Tensor
+    ) -> ImageClasses:
+        """From the image and the class of every object, both int64 of one shape."""
+        keys = image * num_classes + classes
+        return cls._from_keys(num_images, num_classes, *torch.unique(keys, return_counts=True))
 
     @classmethod
     def from_matrix(cls, instances: Tensor) -> ImageClasses:

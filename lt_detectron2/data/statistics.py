@@ -7,7 +7,6 @@ and handed to everybody else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,10 @@ from detectron2.utils import comm
 
 from ..errors import ConfigError, DatasetError
 from ..statistics import GROUP_NAMES, ClassStatistics
-from .validate import load_records, usable_records
+from .digest import file_digest
+from .image_classes import ImageClasses
+from .shared_records import parse_once
+from .validate import usable_records
 
 logger = logging.getLogger(__name__)
 
@@ -122,18 +124,11 @@ def count_classes(
         num_classes: K.
         class_names: K names.
     """
-    pairs = [
-        (image, annotation["category_id"])
-        for image, record in enumerate(records)
-        for annotation in record.get("annotations", ())
-        if not annotation.get("iscrowd", 0)
-    ]
-    images, classes = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
-    image_and_class = torch.unique(images * num_classes + classes)
+    images = ImageClasses.from_records(records, num_classes)
     return ClassStatistics(
-        instance_count=torch.bincount(classes, minlength=num_classes),
-        image_count=torch.bincount(image_and_class % num_classes, minlength=num_classes),
-        num_images=len(torch.unique(images)),
+        instance_count=images.instance_count,
+        image_count=images.image_count,
+        num_images=len(torch.unique(images.image)),
         class_names=None if class_names is None else tuple(class_names),
     )
 
@@ -198,17 +193,17 @@ def _one_dataset(name: str) -> ClassStatistics:
     # once: the file's hash says whether the counts are still those of its content.
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file") or metadata.get("annotation_file", "")
-    digest = _file_digest(json_file)
+    digest = file_digest(json_file)
     cached = _read_cache(name, json_file, digest)
     if cached is not None:
         return cached
-    records = load_records(name)
+    records = parse_once(name)
     if isinstance(records, CountedRecords):
         statistics = records.class_statistics()
     else:
         statistics = _count_records(name, records, source=json_file or name)
     _report(name, statistics)
-    _write_cache(name, json_file, digest or _file_digest(json_file), statistics)
+    _write_cache(name, json_file, digest or file_digest(json_file), statistics)
     return statistics
 
 
@@ -257,16 +252,6 @@ def _check_num_classes(cfg: CfgNode, statistics: ClassStatistics) -> None:
 
 
 # ---- cache
-
-
-def _file_digest(path: str) -> str:
-    if not path or not os.path.isfile(path):
-        return ""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cache_path(name: str, json_file: str) -> Path:

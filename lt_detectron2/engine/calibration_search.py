@@ -25,7 +25,7 @@ from ..calibration.search import Trial, sweep
 from ..data.held_out import stratified_images
 from ..data.image_classes import ImageClasses
 from ..data.images import build_mapper
-from ..data.validate import load_records
+from ..data.shared_records import parse_once
 from ..errors import ConfigError
 from ..evaluation import (
     CategoryGroups,
@@ -85,7 +85,7 @@ class HeldOut:
                 f"{tuple(cfg.DATASETS.TRAIN)}: name one"
             )
         name = cfg.DATASETS.TRAIN[0]
-        records = load_records(name)
+        records = parse_once(name)
         images = ImageClasses.from_records(records, statistics.num_classes)
         chosen = stratified_images(images, share, max_images, seed)
         self.records = [records[index] for index in chosen.tolist()]

@@ -71,7 +71,10 @@ def launch(
         mp.start_processes(
             _worker,
             nprocs=num_processes_per_machine,
-            args=(main, num_processes_per_machine, num_machines, machine_rank, url, args, timeout),
+            args=(
+                *(main, num_processes_per_machine, num_machines, machine_rank, url, args, timeout),
+                mp.get_start_method(),
+            ),
             start_method="spawn",
         )
     except mp.ProcessRaisedException as error:
@@ -95,7 +98,11 @@ def _worker(
     url: str,
     args: tuple,
     timeout: timedelta,
+    start_method: str,
 ) -> None:
+    # A process that was spawned would spawn the workers of its loaders as well: each would import
+    # everything anew and be sent a copy of the data set.
+    mp.set_start_method(start_method, force=True)
     _select_device(local_rank)
     dist.init_process_group(
         _backend(),

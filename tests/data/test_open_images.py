@@ -154,7 +154,7 @@ def test_counting_makes_no_records_and_is_cached(root, monkeypatch):
     dataset_statistics((TRAIN,))
     assert list((root / "openimages/annotations").glob("*.class_statistics.json"))
     data_statistics._known.clear()
-    monkeypatch.setattr(data_statistics, "load_records", lambda name: pytest.fail("not cached"))
+    monkeypatch.setattr(data_statistics, "parse_once", lambda name: pytest.fail("not cached"))
     assert dataset_statistics((TRAIN,)).num_images == 2
 
 

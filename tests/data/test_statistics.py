@@ -83,7 +83,7 @@ def test_cache_follows_the_content(register, monkeypatch):
     (cache,) = path.parent.glob("*.class_statistics.json")
     data_statistics._known.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(data_statistics, "load_records", lambda name: pytest.fail("not cached"))
+        patch.setattr(data_statistics, "parse_once", lambda name: pytest.fail("not cached"))
         assert dataset_statistics((name,)).num_images == 2
 
     name, path = register(coco(GOOD + [annotation(6, 3, 11)]))

@@ -37,6 +37,11 @@ class AnnotationSummary:
     class_names: tuple[str, ...]
     without_polygon: tuple[int, ...] = ()
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> AnnotationSummary:
+        """What ``dataclasses.asdict`` gave, after JSON made lists of its tuples."""
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+
     @property
     def class_of_category(self) -> dict[int, int]:
         """Classes 0..K-1 by category id."""
@@ -80,6 +85,16 @@ def summarize_annotation_json(path: str | Path) -> AnnotationSummary:
     if key not in _summaries:
         _summaries[key] = _summary(read_annotation_json(path), str(path))
     return _summaries[key]
+
+
+def known_summary(path: str | Path) -> AnnotationSummary | None:
+    """The summary, if this process has read the file."""
+    return _summaries.get(_state_of_file(path))
+
+
+def remember_summary(path: str | Path, summary: AnnotationSummary) -> None:
+    """Take the summary from somebody who has read the file."""
+    _summaries[_state_of_file(path)] = summary
 
 
 _summaries: dict[tuple[str, int, int], AnnotationSummary] = {}

@@ -1,0 +1,154 @@
+"""
+Records of a data set in a file that all processes of a machine map into their memory.
+
+The pages of the file are in memory once, whoever reads them: ranks, their loaders' workers, and the
+next training. Beside the pickled records lie the classes of all annotations as columns, so that
+counting and sampling need not unpickle anything.
+
+    pickled records | offsets (N+1,) | counts (N,) | classes, crowds, masks (A,) | header | end
+
+Shapes: N records, A annotations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import struct
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+Record = dict[str, Any]
+
+_MAGIC = b"lt-recs1"
+_END = struct.Struct("<q8s")
+"""Size of the header, and the mark of a complete file."""
+
+_COLUMNS = {
+    "offsets": "<i8",
+    "num_annotations": "<i8",
+    "categories": "<i4",
+    "crowds": "|b1",
+    "masks": "|b1",
+}
+_ALLOWED = {("detectron2.structures.boxes", "BoxMode")}
+"""What a record may hold beside Python's own numbers, texts and containers."""
+
+
+class RecordStore(Dataset):
+    """
+    Records by index, read from a file on access.
+
+    Attributes:
+        path: of the file.
+        header: what `write` was given as identity and metadata.
+        num_annotations: (N,) int64 of each record.
+        categories: (A,) int32 classes of all annotations, record after record.
+        crowds, masks: (A,) bool, whether it is a crowd, and has a segmentation.
+    """
+
+    def __init__(self, path: str | Path):
+        """
+        Raises:
+            OSError, ValueError: the file is absent, or not one of these, or cut short.
+        """
+        self.path = Path(path)
+        with open(self.path, "rb") as file:
+            end = file.seek(-_END.size, os.SEEK_END)
+            header_size, magic = _END.unpack(file.read(_END.size))
+            if magic != _MAGIC or not 0 < header_size <= end:
+                raise ValueError(f"{path} is not a complete file of records")
+            file.seek(end - header_size)
+            self.header = json.loads(file.read(header_size))
+        content = np.memmap(self.path, mode="r", dtype=np.uint8)
+        self._content = memoryview(content)
+        columns, start = {}, self.header["num_bytes"]
+        for name, dtype in _COLUMNS.items():
+            stop = start + np.dtype(dtype).itemsize * self.header["lengths"][name]
+            columns[name] = content[start:stop].view(dtype)
+            start = stop
+        self._offsets = columns["offsets"]
+        self.num_annotations = columns["num_annotations"]
+        self.categories = columns["categories"]
+        self.crowds, self.masks = columns["crowds"], columns["masks"]
+
+    def __len__(self) -> int:
+        return len(self.num_annotations)
+
+    def __getitem__(self, index: int) -> Record:
+        start, stop = self._offsets[index], self._offsets[index + 1]
+        return _Unpickler(io.BytesIO(self._content[start:stop])).load()
+
+    def __reduce__(self) -> tuple:
+        # A worker that is spawned maps the file too, instead of getting a copy.
+        return RecordStore, (self.path,)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes nothing but records, whoever wrote the file."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"a record must not hold {module}.{name}")
+        return super().find_class(module, name)
+
+
+def write(
+    path: str | Path,
+    records: Sequence[Record],
+    identity: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> None:
+    """
+    Write a file of records, whole or not at all.
+
+    Args:
+        path: of the file.
+        records: with `annotations`, each with a `category_id`.
+        identity: what the records are of; JSON.
+        metadata: what somebody who reads the records must know beside them; JSON.
+
+    Raises:
+        OSError: the folder cannot be written, or is full.
+    """
+    with _replacing(Path(path)) as file:
+        sizes = [file.write(pickle.dumps(record, protocol=5)) for record in records]
+        annotations = [a for record in records for a in record["annotations"]]
+        columns = {
+            "offsets": np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+            "num_annotations": [len(record["annotations"]) for record in records],
+            "categories": [a["category_id"] for a in annotations],
+            "crowds": [bool(a.get("iscrowd", 0)) for a in annotations],
+            "masks": [bool(a.get("segmentation")) for a in annotations],
+        }
+        file.write(bytes(-file.tell() % 8))  # columns begin where numbers of 8 bytes may
+        num_bytes = file.tell()
+        for name, dtype in _COLUMNS.items():
+            file.write(np.asarray(columns[name], dtype=dtype).tobytes())
+        header = {
+            "identity": dict(identity),
+            "metadata": dict(metadata),
+            "num_bytes": num_bytes,
+            "lengths": {name: len(column) for name, column in columns.items()},
+        }
+        file.write(content := json.dumps(header).encode())
+        file.write(_END.pack(len(content), _MAGIC))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,368 @@
+"""Records kept in a file: the same as parsed ones, shared by processes, and never stale."""
+
+import json
+import pickle
+import stat
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+from lt_detectron2.data import record_store, shared_records
+from lt_detectron2.data import statistics as data_statistics
+from lt_detectron2.data.build import build_train_loader, training_records
+from lt_detectron2.data.datasets import annotation_json
+from lt_detectron2.data.datasets.custom import register_dataset
+from lt_detectron2.data.digest import file_digest
+from lt_detectron2.data.image_classes import ImageClasses
+from lt_detectron2.data.record_store import RecordStore
+from lt_detectron2.data.shared_records import SharedRecords
+from lt_detectron2.data.statistics import count_classes
+from lt_detectron2.engine.setup import load_config
+from lt_detectron2.errors import DatasetError
+from tests.engine import small_set
+from tests.losses.two_processes import run_in_two_processes
+from tests.modeling.detectors import NUM_CLASSES
+
+NAMES = ("shared_records_first", "shared_records_second")
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """Small files are kept too; folders of the test's own take them."""
+    monkeypatch.setattr(shared_records, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(shared_records.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.delenv(shared_records.FOLDER_VARIABLE, raising=False)
+    (tmp_path / "temporary").mkdir()
+    for name, num_images in zip(NAMES, (8, 5)):
+        (tmp_path / name).mkdir()
+        small_set.register(name, tmp_path / name, num_images)
+        change(tmp_path / name / f"{name}.json", add_crowd)
+    yield tmp_path
+    for name in NAMES:
+        small_set.unregister(name)
+
+
+def change(path, edit):
+    dataset = json.loads(path.read_text())
+    edit(dataset)
+    path.write_text(json.dumps(dataset))
+
+
+def add_crowd(dataset):
+    """One image with a crowd only, whose class is in no other, and one without annotations."""
+    size = {"height": 64, "width": 80}
+    images = [{"id": 100 + i, "file_name": f"{i}.png", **size} for i in range(2)]
+    dataset["images"] = images[:1] + dataset["images"] + images[1:]
+    crowd = {"id": 1000, "image_id": 100, "category_id": 63, "bbox": [1, 2, 30, 40], "area": 9}
+    runs = {"size": [64, 80], "counts": [100, 50, 64 * 80 - 150]}
+    dataset["annotations"].append({**crowd, "iscrowd": 1, "segmentation": runs})
+
+
+def config(*overrides, names=NAMES):
+    return load_config(
+        "",
+        ["DATASETS.TRAIN", str(tuple(names)), "MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES)]
+        + ["DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SEED", "3", *overrides],
+    )
+
+
+def loaded(filter_empty=True, names=NAMES):
+    return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_equals_parsed_records(filter_empty):
+    records = training_records(config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(filter_empty)))
+    expected = loaded(filter_empty)
+    assert isinstance(records, SharedRecords)
+    assert list(records) == expected and len(records) == len(expected)
+    assert len(expected) == (13 if filter_empty else 17)
+    actual = ImageClasses.from_records(records, NUM_CLASSES)
+    reference = ImageClasses.from_records(expected, NUM_CLASSES)
+    for column in ("image", "classes", "instances"):
+        assert torch.equal(getattr(actual, column), getattr(reference, column))
+    counts = [count_classes(r, NUM_CLASSES).state_dict() for r in (records, expected)]
+    assert counts[0] == counts[1]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    assert torch.equal(factors(records.class_records(), 0.5), factors(expected, 0.5))
+
+
+def test_parsed_once(places, monkeypatch):
+    first = list(training_records(config()))
+    for name in NAMES:
+        assert (places / name / f"{name}.{name}.records").is_file()
+        MetadataCatalog.get(name).__dict__.pop("thing_classes")
+        MetadataCatalog.get(name).__dict__.pop("thing_dataset_id_to_contiguous_id")
+    monkeypatch.setattr(shared_records, "load_records", lambda name: pytest.fail("parsed again"))
+    assert list(training_records(config())) == first
+    # What Detectron2's loader would have said about the set.
+    metadata = MetadataCatalog.get(NAMES[0])
+    assert metadata.thing_classes == [f"class {c}" for c in range(NUM_CLASSES)]
+    assert metadata.thing_dataset_id_to_contiguous_id[13] == 1
+
+
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "EpisodicSampler"])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_batches_equal_those_of_parsed_records(sampler, workers, monkeypatch):
+    keys = ["DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.NUM_WORKERS", workers]
+    cfg = config(*keys, "DATALOADER.REPEAT_THRESHOLD", "0.9")
+
+    def images():
+        torch.manual_seed(0)
+        monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 7)
+        batches = iter(build_train_loader(cfg))
+        return [image["file_name"] for _ in range(4) for image in next(batches)]
+
+    assert isinstance(training_records(cfg), SharedRecords)
+    shared = images()
+    monkeypatch.setenv(shared_records.FOLDER_VARIABLE, "off")
+    assert isinstance(training_records(cfg), list)
+    assert images() == shared
+
+
+def test_changed_content_is_parsed_anew(places):
+    assert len(training_records(config())) == 13
+
+    def drop_annotations_of_first(dataset):
+        kept = [a for a in dataset["annotations"] if a["image_id"] != 0]
+        dataset["annotations"] = kept
+
+    change(places / NAMES[0] / f"{NAMES[0]}.json", drop_annotations_of_first)
+    assert list(training_records(config())) == loaded() and len(loaded()) == 12
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_damaged_file_is_made_anew(places, damage):
+    training_records(config())
+    path = places / NAMES[0] / f"{NAMES[0]}.{NAMES[0]}.records"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:-7], "empty": b"", "text": b"x" * 100}[damage])
+    assert list(training_records(config())) == loaded()
+    assert path.read_bytes() == content
+
+
+def test_file_made_before_the_images_came_is_made_anew(places, monkeypatch):
+    training_records(config())
+    parsed = []
+    monkeypatch.setattr(
+        shared_records, "load_records", lambda name: parsed.append(name) or loaded(names=(name,))
+    )
+    first = training_records(config())[0]["file_name"]
+    (places / NAMES[0] / first).rename(places / "moved.png")
+    training_records(config())
+    assert parsed == [NAMES[0]]
+
+
+def refuse_in(monkeypatch, *folders):
+    write = record_store.write
+
+    def refuse(path, *arguments):
+        if path.parent in folders:
+            raise PermissionError(13, "read-only")
+        write(path, *arguments)
+
+    monkeypatch.setattr(record_store, "write", refuse)
+
+
+def test_unwritable_folder(places, monkeypatch, caplog):
+    refuse_in(monkeypatch, *(places / name for name in NAMES))
+    with caplog.at_level("INFO"):
+        records = training_records(config())
+    assert "cannot be kept in" in caplog.text
+    assert isinstance(records, SharedRecords) and list(records) == loaded()
+    (private,) = (places / "temporary").iterdir()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert len(list(private.iterdir())) == 2
+
+    private.chmod(0o777)  # somebody else could have put records there
+    records = training_records(config())
+    assert records == loaded() and isinstance(records, list)
+    assert "every process parses and holds them" in caplog.text
+
+
+def test_full_disk_leaves_nothing_behind(places, monkeypatch):
+    dumps, calls = pickle.dumps, []
+
+    def fill(record, protocol):
+        calls.append(record)
+        if len(calls) > 3:
+            raise OSError(28, "no space left on device")
+        return dumps(record, protocol)
+
+    monkeypatch.setattr(record_store.pickle, "dumps", fill)
+    assert isinstance(training_records(config()), list)
+    assert not [p for p in places.rglob("*") if ".records" in p.name]
+
+
+def test_folder_of_choice(places, monkeypatch):
+    (places / "chosen").mkdir()
+    monkeypatch.setenv(shared_records.FOLDER_VARIABLE, str(places / "chosen"))
+    assert list(training_records(config())) == loaded()
+    assert len(list((places / "chosen").iterdir())) == 2
+    assert not list(places.glob("*/*/*.records")) and not list((places / NAMES[0]).glob("*.recor*"))
+
+
+def test_sets_of_own_loaders_are_not_kept(places):
+    records = loaded()
+    DatasetCatalog.register("shared_records_own", lambda: records)
+    try:
+        path = places / NAMES[0] / f"{NAMES[0]}.json"
+        MetadataCatalog.get("shared_records_own").set(
+            json_file=str(path), thing_classes=[f"class {c}" for c in range(NUM_CLASSES)]
+        )
+        assert training_records(config(names=["shared_records_own"])) == records
+        assert not list(places.rglob("*.records"))
+    finally:
+        small_set.unregister("shared_records_own")
+
+
+def test_lvis_format(places):
+    path = places / "lvis.json"
+    path.write_text((places / NAMES[0] / f"{NAMES[0]}.json").read_text())
+
+    def to_lvis(dataset):
+        for image in dataset["images"]:
+            image["neg_category_ids"] = [3]
+
+    change(path, to_lvis)
+    register_dataset("shared_records_lvis", path, places / NAMES[0])
+    try:
+        records = training_records(config(names=["shared_records_lvis"]))
+        assert isinstance(records, SharedRecords)
+        assert list(records) == loaded(names=["shared_records_lvis"])
+        assert records[0]["neg_category_ids"] == [0]
+    finally:
+        small_set.unregister("shared_records_lvis")
+
+
+def test_own_set_in_another_process(places, monkeypatch):
+    path = places / NAMES[0] / f"{NAMES[0]}.json"
+    register_dataset("shared_records_custom", path, places / NAMES[0])
+    try:
+        first = list(training_records(config(names=["shared_records_custom"])))
+        annotation_json._summaries.clear()
+        monkeypatch.setattr(
+            annotation_json, "read_annotation_json", lambda path: pytest.fail("read again")
+        )
+        assert list(training_records(config(names=["shared_records_custom"]))) == first
+        metadata = MetadataCatalog.get("shared_records_custom")
+        assert metadata.thing_classes == [f"class {c}" for c in range(NUM_CLASSES)]
+        assert metadata.evaluator_type == "coco"
+    finally:
+        small_set.unregister("shared_records_custom")
+
+
+def test_useless_boxes_are_kept_but_not_counted(places):
+    def no_width(dataset):
+        dataset["annotations"][0]["bbox"][2] = 0
+
+    change(places / NAMES[0] / f"{NAMES[0]}.json", no_width)
+    expected = loaded()
+    for _ in ("parsed", "from the file"):
+        data_statistics._known.clear()
+        (places / NAMES[0]).joinpath(f"{NAMES[0]}.{NAMES[0]}.class_statistics.json").unlink(True)
+        counted = data_statistics.dataset_statistics((NAMES[0],)).instance_count.sum()
+        total = sum(len(r["annotations"]) for r in loaded(names=NAMES[:1]))
+        assert counted == total - 1
+    assert list(training_records(config())) == expected
+
+
+def test_missing_masks_are_reported(places):
+    def drop_mask(dataset):
+        del dataset["annotations"][2]["segmentation"]
+
+    change(places / NAMES[0] / f"{NAMES[0]}.json", drop_mask)
+    messages = []
+    for choice in ("", "off"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(shared_records.FOLDER_VARIABLE, choice)
+            with pytest.raises(DatasetError, match="1 annotations have no segmentation") as error:
+                training_records(config("MODEL.MASK_ON", "True"))
+            messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_classes_that_are_no_numbers_are_left_to_the_checks(places):
+    records = [{"annotations": [{"category_id": None}]}]
+    assert not shared_records._can_be_kept(records)
+    assert not shared_records._can_be_kept([{"file_name": "a.png"}])
+
+
+def test_no_object_at_all(places):
+    def drop_objects(dataset):
+        dataset["annotations"] = [a for a in dataset["annotations"] if a["iscrowd"]]
+
+    change(places / NAMES[0] / f"{NAMES[0]}.json", drop_objects)
+    with pytest.raises(DatasetError, match="no image has an annotation to train on"):
+        training_records(config(names=NAMES[:1]))
+
+
+def test_a_file_makes_records_only(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return print, ("should not be run",)
+
+    record = {"annotations": [{"category_id": 0, "extra": Harmful()}]}
+    record_store.write(tmp_path / "file", [record], {}, {})
+    with pytest.raises(pickle.UnpicklingError, match="must not hold builtins.print"):
+        RecordStore(tmp_path / "file")[0]
+
+
+def test_store_that_is_pickled_maps_the_file(tmp_path):
+    records = [{"annotations": [{"category_id": 2}], "blob": "x" * 10_000}] * 50
+    record_store.write(tmp_path / "file", records, {}, {})
+    pickled = pickle.dumps(RecordStore(tmp_path / "file"))
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled)[49] == records[49]
+
+
+def test_digest_follows_the_content(tmp_path, monkeypatch):
+    monkeypatch.setattr("lt_detectron2.data.digest.LARGE", 0)
+    path = tmp_path / "file"
+    assert file_digest(path) == "" == file_digest("")
+    digests = set()
+    for content in (b"one", b"three", b"five", b"five again"):
+        path.write_bytes(content)
+        digests.add(file_digest(path))
+    assert len(digests) == 4
+
+
+# ---- two processes
+
+
+def in_one_of_two(rank, folder):
+    """What each process parsed and got: first when parsing fails, then when it does not."""
+    shared_records.WORTH_KEEPING = 0
+    shared_records.comm.get_local_rank = lambda: rank
+    for name in NAMES:  # as in `places`, in a process of its own
+        register_coco_instances(name, {}, f"{folder}/{name}/{name}.json", f"{folder}/{name}")
+    parsed, parse = [], shared_records.load_records
+
+    def fail(name):
+        raise DatasetError("cannot be read")
+
+    def count(name):
+        parsed.append(name)
+        return parse(name)
+
+    shared_records.load_records = fail
+    try:
+        training_records(config())
+        message = ""
+    except DatasetError as error:
+        message = str(error)
+    shared_records.load_records = count
+    records = training_records(config())
+    images = [record["image_id"] for record in records]
+    return {"message": message, "parsed": parsed, "type": type(records).__name__, "images": images}
+
+
+def test_two_processes_parse_once_and_fail_together(places):
+    first, second = run_in_two_processes(in_one_of_two, str(places))
+    assert first.pop("parsed") == list(NAMES) and second.pop("parsed") == []
+    images = [record["image_id"] for record in loaded()]
+    assert first == second
+    assert first == {"message": "cannot be read", "type": "SharedRecords", "images": images}
