@@ -24,6 +24,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from lt_detectron2.analysis.training_figures import log_figures
 from lt_detectron2.data.statistics import read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.launch import launch
@@ -37,6 +38,7 @@ def main(args: argparse.Namespace) -> Any:
     if args.eval_only:
         return evaluate(cfg)
     trainer = LongTailTrainer(cfg)
+    log_figures(trainer)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -56,6 +56,10 @@ def add_long_tail_config(cfg: CfgNode) -> None:
     # does with the federated loss.
     cfg.LONG_TAIL.PROPOSAL_SCORE = False
 
+    # Every so many iterations, record in OUTPUT_DIR/gradients.npz which gradients the logits of
+    # each class have received, for the figures gradient_ratio and negative_share; 0 does not.
+    cfg.LONG_TAIL.GRADIENT_PERIOD = 0
+
     # What follows is derived from signatures: keyword-only arguments in upper case, with their
     # defaults. A node with NAME has a node for each of the names.
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 
 from ..evaluation import Detections, GroundTruth
 from ..evaluation.annotations import positions_in
+from .boxes import pairwise_iou
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
 from .results import CategoryResult, read_categories, read_detections, read_ground_truth
 from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save
@@ -261,15 +262,6 @@ def _draw_tail(axes: Axes, rows: Sequence[TopConfusion]) -> None:
     )
 
 
-def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) IoU of boxes (N, 4) and (M, 4), x, y, width, height; 0 for boxes without area."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=2)
-    union = a[:, None, 2:].prod(axis=2) + b[None, :, 2:].prod(axis=2) - intersection
-    return intersection / np.maximum(union, 1e-9)
-
-
 def _categories_of(
     confusion: Confusion, categories: Mapping[int, CategoryResult]
 ) -> list[CategoryResult]:
@@ -311,7 +303,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> Path:
-        (run,), (label,) = arguments.runs, labels_of(arguments)
+        (label,) = labels_of(arguments)
+        (run,) = arguments.runs
         confusion = confusion_of_run(run, arguments.dataset, arguments.iou)
         categories = read_categories(run)
         print(markdown_table(top_confusions(confusion, categories, arguments.classes)))

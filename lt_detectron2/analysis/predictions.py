@@ -1,7 +1,7 @@
 """
 Ground truth and the detections of one or more runs side by side, coloured by frequency group.
 
-    python -m lt_detectron2.analysis.predictions RUN RUN --dataset synthlt_demo_val
+    python -m lt_detectron2.analysis.predictions output/softmax output/eqlv2
 
 Each panel shows as many detections as the image has objects, the best first: scores of different
 methods are not on one scale, but their order means the same. Of detections that cover the same
@@ -11,8 +11,8 @@ the images on which the first and the last run differ most, whichever is better 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,24 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from .results import CategoryResult, read_categories
+from ..evaluation import Detections
+from .boxes import pairwise_iou
+from .program import add_runs, draw_and_exit, figure_parser, labels_of
+from .results import CategoryResult, evaluated_dataset, read_categories, read_detections
 from .style import GROUP_COLOURS, new_figure, save
 
 SAME_OBJECT_IOU = 0.5
+PANEL_INCHES = 2.9
+LABEL_POINTS = 5.5
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Boxes (N, 4) as x, y, width, height, their category ids (N,), and scores (N,) or None."""
+
+    boxes: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray | None = None
 
 
 def draw(
@@ -35,6 +49,8 @@ def draw(
     num_images: int = 3,
 ) -> Path:
     """
+    The pictures; the CSV lists what is drawn in them.
+
     Args:
         runs: output folders of evaluated runs; the first is the baseline.
         labels: a title for each.
@@ -42,118 +58,170 @@ def draw(
         num_images: how many to show.
     """
     categories = read_categories(runs[0])
-    detections = [_read_detections(run) for run in runs]
-    chosen = most_different(records, detections[0], detections[-1], num_images)
-    figure, grid = new_figure(
-        2.9 * (len(runs) + 1), 3.05 * len(chosen), nrows=len(chosen), ncols=len(runs) + 1
-    )
-    grid = np.atleast_2d(grid)
-    for axes, title in zip(grid[0], ["ground truth", *labels]):
+    found = [by_image(read_detections(run)) for run in runs]
+    chosen = most_different(records, sorted(categories), found[0], found[-1], num_images)
+    size = (PANEL_INCHES * (len(runs) + 1), 1.05 * PANEL_INCHES * len(chosen))
+    figure, grid = new_figure(*size, nrows=len(chosen), ncols=len(runs) + 1, squeeze=False)
+    titles = ["ground truth", *labels]
+    for axes, title in zip(grid[0], titles):
         axes.set_title(title, fontsize=10)
+    rows = []
     for row, record in zip(grid, chosen):
         image = Image.open(record["file_name"]).convert("RGB")
-        truth = _objects(record)
-        panels = [truth] + [_best(d, record["image_id"], len(truth)) for d in detections]
-        for axes, panel in zip(row, panels):
+        truth = objects_of(record, sorted(categories))
+        panels = [truth] + [shown(run.get(record["image_id"]), truth) for run in found]
+        for axes, panel, title in zip(row, panels, titles):
             _draw_panel(axes, image, panel, categories)
-    return save(figure, path)
+            rows += _csv_rows(record["image_id"], title, panel, categories)
+    names = ("image_id", "panel", "class", "group", "score", "x", "y", "width", "height")
+    return save(figure, path, dict(zip(names, zip(*rows))))
 
 
 def most_different(
     records: Sequence[dict[str, Any]],
-    first: dict[str, np.ndarray],
-    second: dict[str, np.ndarray],
+    category_ids: Sequence[int],
+    first: Mapping[int, Objects],
+    second: Mapping[int, Objects],
     count: int,
 ) -> list[dict[str, Any]]:
-    """Images on which two runs name the most different numbers of objects right."""
+    """
+    Images on which two runs name the most different numbers of objects right.
+
+    Args:
+        records: the set.
+        category_ids: of each class.
+        first, second: what each run has found in each image, the best first.
+        count: how many images.
+    """
 
     def difference(record: dict[str, Any]) -> int:
-        objects = _objects(record)
+        truth = objects_of(record, category_ids)
         right = [
-            _num_right(_best(run, record["image_id"], len(objects)), objects)
-            for run in (first, second)
+            num_right(shown(run.get(record["image_id"]), truth), truth) for run in (first, second)
         ]
         return abs(right[1] - right[0])
 
-    return sorted(records, key=difference, reverse=True)[:count]
+    annotated = [record for record in records if record["annotations"]]
+    return sorted(annotated, key=difference, reverse=True)[:count]
 
 
-def _objects(record: dict[str, Any]) -> list[tuple]:
-    return [(np.array(a["bbox"]), a["category_id"] + 1, None) for a in record["annotations"]]
-
-
-def _num_right(detections: list[tuple], objects: list[tuple]) -> int:
-    return sum(
-        any(c == category and _iou(found, box) >= SAME_OBJECT_IOU for found, c, _ in detections)
-        for box, category, _ in objects
+def objects_of(record: dict[str, Any], category_ids: Sequence[int]) -> Objects:
+    """What is annotated in an image; classes are numbered in the order of category ids."""
+    annotations = record["annotations"]
+    return Objects(
+        np.array([a["bbox"] for a in annotations], dtype=np.float64),
+        np.array([category_ids[a["category_id"]] for a in annotations]),
     )
 
 
-def _read_detections(run: str | Path) -> dict[str, np.ndarray]:
-    with np.load(Path(run) / "inference" / "detections.npz", allow_pickle=False) as columns:
-        return {name: columns[name] for name in ("image_ids", "category_ids", "scores", "boxes")}
+def by_image(detections: Detections) -> dict[int, Objects]:
+    """What is found in each image, the best first."""
+    order = np.lexsort((-detections.scores, detections.image_ids))
+    images, starts = np.unique(detections.image_ids[order], return_index=True)
+    return {
+        image: Objects(
+            detections.boxes[rows].astype(np.float64),
+            detections.category_ids[rows],
+            detections.scores[rows],
+        )
+        for image, rows in zip(images.tolist(), np.split(order, starts[1:]))
+    }
 
 
-def _best(detections: dict[str, np.ndarray], image_id: int, count: int) -> list[tuple]:
-    rows = np.flatnonzero(detections["image_ids"] == image_id)
-    shown: list[int] = []
-    for i in rows[np.argsort(-detections["scores"][rows], kind="stable")]:
-        boxes = detections["boxes"]
-        if len(shown) < count and all(_iou(boxes[i], boxes[j]) < SAME_OBJECT_IOU for j in shown):
-            shown.append(i)
+def shown(found: Objects | None, truth: Objects) -> Objects:
+    """The best detections, one for each object that they see, as many as there are objects."""
+    if found is None:
+        return Objects(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+    is_same = pairwise_iou(found.boxes, found.boxes) >= SAME_OBJECT_IOU
+    rows: list[int] = []
+    for row in range(len(found.boxes)):
+        if len(rows) == len(truth.boxes):
+            break
+        if not is_same[row, rows].any():
+            rows.append(row)
+    return Objects(found.boxes[rows], found.category_ids[rows], found.scores[rows])
+
+
+def num_right(panel: Objects, truth: Objects) -> int:
+    """How many objects are called by their name."""
+    is_found = pairwise_iou(truth.boxes, panel.boxes) >= SAME_OBJECT_IOU
+    is_named = truth.category_ids[:, None] == panel.category_ids[None]
+    return int((is_found & is_named).any(axis=1).sum())
+
+
+def _csv_rows(
+    image_id: int, title: str, panel: Objects, categories: Mapping[int, CategoryResult]
+) -> list[tuple]:
+    scores = [""] * len(panel.boxes) if panel.scores is None else panel.scores.tolist()
+    known = [categories[category_id] for category_id in panel.category_ids.tolist()]
     return [
-        (detections["boxes"][i], int(detections["category_ids"][i]), detections["scores"][i])
-        for i in shown
+        (image_id, title, category.name, category.group, score, *box)
+        for category, score, box in zip(known, scores, panel.boxes.tolist())
     ]
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU of two boxes x, y, width, height."""
-    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    intersection = sides.clip(min=0).prod()
-    return intersection / (a[2:].prod() + b[2:].prod() - intersection)
-
-
 def _draw_panel(
-    axes: Axes, image: Image.Image, objects: list[tuple], categories: dict[int, CategoryResult]
+    axes: Axes, image: Image.Image, panel: Objects, categories: Mapping[int, CategoryResult]
 ) -> None:
     axes.imshow(image)
     axes.set_axis_off()
-    for (x, y, width, height), category_id, score in objects:
+    taken: list[np.ndarray] = []
+    scores = [None] * len(panel.boxes) if panel.scores is None else panel.scores.tolist()
+    for box, category_id, score in zip(panel.boxes, panel.category_ids.tolist(), scores):
         category = categories[category_id]
-        colour = GROUP_COLOURS.get(category.group, "white")
-        axes.add_patch(
-            Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1.4)
-        )
+        colour = GROUP_COLOURS.get(category.group, "black")
+        axes.add_patch(Rectangle(box[:2], *box[2:], fill=False, edgecolor=colour, linewidth=1.4))
         text = category.name.replace("_", " ") + (f" {score:.2f}" if score is not None else "")
-        # On the right half a label ends with its box, so that it stays inside the picture.
-        is_right = x > image.width / 2
+        text += f" [{category.group[0]}]" if category.group else ""
+        place = _place_label(box, text, image, taken)
+        taken.append(place)
         label = axes.text(
-            min(x + width, image.width) if is_right else x,
-            max(y - 1.5, 5),
-            f"{text} [{category.group[0]}]",
-            fontsize=5.5,
-            ha="right" if is_right else "left",
+            place[0] + place[2] / 2,
+            place[1] + place[3] / 2,
+            text,
+            fontsize=LABEL_POINTS,
+            ha="center",
+            va="center",
             color="white",
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )
         label.set_in_layout(False)  # a long name must not shrink the pictures
 
 
+def _place_label(
+    box: np.ndarray, text: str, image: Image.Image, taken: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Where a label hides least of those before it: x, y, width, height in pixels."""
+    pixels_per_point = image.width / (72 * PANEL_INCHES)
+    width = LABEL_POINTS * (0.55 * len(text) + 0.5) * pixels_per_point
+    height = LABEL_POINTS * 1.5 * pixels_per_point
+    left, right = box[0], box[0] + box[2] - width
+    above, below, inside = box[1] - height, box[1] + box[3], box[1]
+    corners = [(x, y) for y in (above, below, inside) for x in (left, right)]
+    limits = (image.width - width, image.height - height)
+    places = [np.array([*np.clip(corner, 0, limits), width, height]) for corner in corners]
+    if not taken:
+        return places[0]
+    hidden = pairwise_iou(np.array(places), np.array(taken)).sum(axis=1)
+    return places[int(hidden.argmin())]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("runs", nargs="+", help="output folders of evaluated runs")
-    parser.add_argument("--dataset", required=True, help="the registered set they were tested on")
-    parser.add_argument("--images", type=int, default=3)
-    parser.add_argument("--output", default="predictions.png")
+    parser = figure_parser("predictions", __doc__)
+    add_runs(parser)
+    parser.add_argument("--dataset", default="", help="by default the one of the evaluation")
+    parser.add_argument("--images", type=int, default=3, help="how many to show")
     arguments = parser.parse_args()
-    from detectron2.data import DatasetCatalog
 
-    from ..data import datasets  # noqa: F401
+    def work() -> Path:
+        from detectron2.data import DatasetCatalog
 
-    records = DatasetCatalog.get(arguments.dataset)
-    labels = [Path(run).name for run in arguments.runs]
-    print(draw(arguments.runs, labels, records, arguments.output, arguments.images))
+        name = evaluated_dataset(arguments.runs[0], arguments.dataset)
+        records = DatasetCatalog.get(name)
+        labels = labels_of(arguments)
+        return draw(arguments.runs, labels, records, arguments.output, arguments.images)
+
+    draw_and_exit(work)
 
 
 if __name__ == "__main__":

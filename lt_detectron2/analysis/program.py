@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import UserError
 from .runs import exit_status
 
 
@@ -36,10 +37,10 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
 
 
 def labels_of(arguments: argparse.Namespace) -> list[str]:
-    """One label for each of ``arguments.runs``; ends the program if there are not as many."""
+    """One label for each of ``arguments.runs``; raises UserError if there are not as many."""
     labels = arguments.labels or [Path(run).resolve().name for run in arguments.runs]
     if len(labels) != len(arguments.runs):
-        sys.exit(f"error: expected {len(arguments.runs)} --labels, got {len(labels)}")
+        raise UserError(f"expected {len(arguments.runs)} --labels, got {len(labels)}: one a run")
     return labels
 
 

@@ -60,19 +60,18 @@ def read_detections(run: str | Path) -> Detections:
     return Detections.load(str(Path(run) / "inference" / "detections.npz"))
 
 
-def read_ground_truth(run: str | Path, dataset: str = "") -> GroundTruth:
+def evaluated_dataset(run: str | Path, dataset: str = "") -> str:
     """
-    The annotations that a run was evaluated on.
+    The registered data set that a run was evaluated on.
 
     Args:
         run: its output folder.
-        dataset: a registered set; by default the one that the results name.
+        dataset: another name than the one that the results have.
 
     Raises:
-        UserError: the run has not been evaluated, or the set is not registered or has no
-            annotations in the format of LVIS or COCO.
+        UserError: the run has not been evaluated, or no such set is registered.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import DatasetCatalog
 
     from ..data import datasets  # noqa: F401  registers them
 
@@ -83,6 +82,19 @@ def read_ground_truth(run: str | Path, dataset: str = "") -> GroundTruth:
         dataset = json.loads(path.read_text(encoding="utf-8"))["dataset"]
     if dataset not in DatasetCatalog.list():
         raise UserError(f"no data set is registered as {dataset!r}: name the one of the evaluation")
+    return dataset
+
+
+def read_ground_truth(run: str | Path, dataset: str = "") -> GroundTruth:
+    """
+    The annotations that a run was evaluated on; arguments as of :func:`evaluated_dataset`.
+
+    Raises:
+        UserError: as there, or the set has no annotations in the format of LVIS or COCO.
+    """
+    from detectron2.data import MetadataCatalog
+
+    dataset = evaluated_dataset(run, dataset)
     metadata = MetadataCatalog.get(dataset)
     kind, file = metadata.get("evaluator_type"), metadata.get("json_file")
     ground_truth = None

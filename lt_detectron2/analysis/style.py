@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot; a cluster has no display
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +35,38 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def mark_groups(axes: Axes, groups: Sequence[str]) -> None:
+    """
+    Dotted lines where the group changes along the x axis, and each group's name above its part.
+
+    Args:
+        axes: x counts classes from 0.
+        groups: of each class, in the order of the axis.
+    """
+    changes = [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+    bounds = [0, *changes, len(groups)]
+    for low, high in zip(bounds, bounds[1:]):
+        if low:
+            axes.axvline(low - 0.5, color="black", linewidth=0.6, linestyle=":")
+        axes.annotate(
+            groups[low],
+            ((low + high - 1) / 2, 1.01),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=8,
+            color=GROUP_COLOURS.get(groups[low], "black"),
+        )
+    axes.set_xlim(-0.5 - 0.01 * len(groups), len(groups) - 0.5 + 0.01 * len(groups))
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """(3, height, width) uint8 picture of a figure, as TensorBoard takes it; closes it."""
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[:, :, :3].transpose(2, 0, 1).copy()
+    plt.close(figure)
+    return pixels
 
 
 def save(

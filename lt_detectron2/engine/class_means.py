@@ -74,7 +74,9 @@ def gather_class_means(cfg: CfgNode, model: nn.Module) -> Means:
     model.eval()
     with torch.no_grad(), EventStorage():
         for batch in _with_progress(training_images(cfg), "class means"):
-            for stage, (predictions, classes) in enumerate(_regions(model, batch, method.source)):
+            for stage, (predictions, classes) in enumerate(
+                labelled_regions(model, batch, method.source)
+            ):
                 outputs = stages[stage][1].region_outputs(predictions)
                 gathered[stage].update(method.region_features(outputs), classes)
     model.train(was_training)
@@ -93,7 +95,7 @@ def training_images(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     return build_detection_test_loader(records, mapper=CheckedMapper(mapper), num_workers=workers)
 
 
-def _regions(
+def labelled_regions(
     model: nn.Module, batch: list[dict[str, Any]], source: str
 ) -> Iterator[tuple[BoxPredictions, Tensor]]:
     """Of each stage its predictions for labelled regions, and their classes."""

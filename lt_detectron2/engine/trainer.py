@@ -38,6 +38,7 @@ from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
 from .feature_memory import fill_feature_memory
 from .gradient_clipping import build_clipped_optimizer
+from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
 from .random_state import keeping_random_state, random_state, set_random_state
 from .writers import build_writers
@@ -109,8 +110,10 @@ class LongTailTrainer(DefaultTrainer):
             getattr(self._trainer, "_data_loader_iter", None)  # to be made it draws a seed
             set_random_state(self._random_state)
 
-    def build_hooks(self) -> list[HookBase]:
-        return complete_hooks(self, super().build_hooks())
+    def build_hooks(self) -> list[HookBase | None]:
+        # First, so that what it counts is in the checkpoint, and what it logs is written.
+        recorder = build_gradient_recorder(self.cfg, self.model, self.statistics)
+        return [recorder, *complete_hooks(self, super().build_hooks())]
 
     def build_writers(self) -> list[EventWriter]:
         return build_writers(self.cfg, self.max_iter)

@@ -39,6 +39,7 @@ from .components import (
 from .composition import check_composition, check_harmonic
 from .coupling import coupled_sums
 from .freeze import can_learn
+from .gradient_sums import GradientSums
 from .postprocess import fast_rcnn_inference
 
 OBJECT_IDS = "gt_object_ids"
@@ -118,6 +119,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.harmonic = harmonic
         self.set_calibration(calibration)
         self.monitor = ClassificationMonitor(self.num_classes, frequency_group)
+        self.gradient_sums: GradientSums | None = None  # set by who wants to know
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -186,6 +188,8 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         targets, boxes, gt_boxes = _collect(proposals, logits)
         if isinstance(self.cls_score, CausalClassifier):
             self.cls_score.update(predictions.features, targets < self.num_classes)
+        if self.gradient_sums is not None:
+            self.gradient_sums.watch(logits, targets, self.classification_loss.class_logits)
         learns_classes = can_learn(self.cls_score, [logits])
         learns_boxes = can_learn(self.bbox_pred, [deltas])
         losses = {}

@@ -1,9 +1,5 @@
 """The demo, with hardly any training: what it prints, writes, reuses and says when it fails."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
@@ -53,11 +49,3 @@ def test_a_failing_training_shows_the_end_of_its_log(tmp_path):
     run = Run("wrong", "configs/SynthLT/softmax_smoke.yaml", tmp_path / "wrong", overrides)
     with pytest.raises(RunFailed, match="error: LONG_TAIL.LOSS.NAME is 'NoSuchLoss'"):
         execute([run], max_iterations=20)
-
-
-@pytest.mark.parametrize("name", ["class_histogram", "ap_by_count", "predictions", "demo"])
-def test_each_figure_is_a_program(name):
-    command = [sys.executable, "-m", f"lt_detectron2.analysis.{name}", "--help"]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0 and "usage" in done.stdout

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lt_detectron2.engine.gradient_record import GradientRecord
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = "configs/SynthLT/{}_smoke.yaml"
 TWO_STEPS = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "MODEL.MASK_ON", "False"]
@@ -153,3 +155,18 @@ def assert_trained_together(run):
     assert set(run.results()) == {"bbox"}
     state = run.checkpoint()["model"]
     assert float(state["roi_heads.box_predictor.classification_loss.negative_gradient"].sum()) > 0
+
+
+def test_records_gradients_of_every_stage(train):
+    heads = ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads", "LONG_TAIL.GRADIENT_PERIOD", 2]
+    run = train("seesaw", "run", *TWO_STEPS, *NO_TEST, *heads, "SOLVER.MAX_ITER", 3)
+    record = GradientRecord.load(run.folder / "gradients.npz")
+    assert record.iterations.tolist() == [2, 3] and record.sums.shape == (2, 3, 3, 16)
+    assert (record.sums[1] >= record.sums[0]).all() and record.sums[0].sum(axis=(1, 2)).all()
+    assert "gradients/ratio_frequent" in (run.folder / "metrics.json").read_text()
+    (events,) = run.folder.glob("events.out.tfevents.*")
+    assert b"gradients/negative_share" in events.read_bytes()
+    checkpoint = run.checkpoint()
+    total = checkpoint["trainer"]["hooks"]["GradientRecorder"]["total"]
+    assert total.tolist() == record.sums[-1].tolist()
+    assert not any("gradient" in name for name in checkpoint["model"])

@@ -1,0 +1,57 @@
+"""AP against counts, and histograms of counts: what their CSV says, and what is refused."""
+
+import math
+
+import pytest
+
+from lt_detectron2.analysis import ap_by_count, class_histogram
+from lt_detectron2.analysis.results import read_categories
+from lt_detectron2.errors import UserError
+from lt_detectron2.statistics import ClassStatistics
+
+from .figures import STATISTICS, numbers, read_csv
+
+HEADER = "category_id,name,group,train_images,train_instances,val_images,val_instances,bbox_AP"
+
+
+def write_results(folder, *rows):
+    (folder / "inference").mkdir(parents=True)
+    (folder / "inference" / "per_category.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+def test_ap_of_two_runs(tmp_path):
+    before = write_results(tmp_path / "a", "1,cat,f,900,2,3,4,50.5", "4,emu,r,3,3,1,1,n/a")
+    after = write_results(tmp_path / "b", "1,cat,f,900,2,3,4,49.0", "4,emu,r,3,3,1,1,12.25")
+    assert read_categories(after)[4].group == "rare" and math.isnan(read_categories(before)[4].ap)
+    rows = read_csv(ap_by_count.draw(before, after, ("old", "new"), tmp_path / "ap.png"))
+    assert [(r["class"], r["train_images"], r["old"], r["new"]) for r in rows] == [
+        ("cat", "900", "50.5", "49"),
+        ("emu", "3", "nan", "12.25"),
+    ]
+
+
+def test_runs_that_do_not_fit_are_refused(tmp_path):
+    one = write_results(tmp_path / "a", "1,cat,f,n/a,n/a,3,4,50.5")
+    other = write_results(tmp_path / "b", "2,cat,f,900,2,3,4,50.5")
+    assert read_categories(one)[1].train_images == 0  # nobody knows
+    with pytest.raises(UserError, match="were evaluated on different classes"):
+        ap_by_count.draw(one, other, ("a", "b"), tmp_path / "ap.png")
+    with pytest.raises(UserError, match="has no column 'segm_AP'"):
+        ap_by_count.draw(one, one, ("a", "b"), tmp_path / "ap.png", task="segm")
+    with pytest.raises(UserError, match="expected the results of an evaluation at"):
+        ap_by_count.draw(one, tmp_path, ("a", "b"), tmp_path / "ap.png")
+
+
+def test_histograms(tmp_path):
+    other = ClassStatistics([5, 0, 8], [4, 0, 2], 6)
+    rows = read_csv(
+        class_histogram.draw_several([STATISTICS, other], tmp_path / "both.png", ["one", "two"])
+    )
+    assert [r["set"] for r in rows] == ["one"] * 4 + ["two"] * 3
+    assert numbers(rows, "train_images") == [500, 300, 30, 2, 4, 2, 0]
+    assert numbers(rows, "train_instances") == [9000, 700, 40, 3, 5, 8, 0]
+    assert numbers(rows, "rank") == [0, 1, 2, 3, 0, 1, 2]
+    assert [r["group"] for r in rows[:4]] == ["frequent", "frequent", "common", "rare"]
+    rows = read_csv(class_histogram.draw(STATISTICS, tmp_path / "one.png", "a set"))
+    assert [r["class"] for r in rows] == ["cat", "dog", "emu", "newt"] and "set" not in rows[0]
