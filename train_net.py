@@ -24,6 +24,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from lt_detectron2.analysis.provenance import record_start
 from lt_detectron2.analysis.training_figures import log_figures
 from lt_detectron2.data.statistics import read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
@@ -36,11 +37,14 @@ from lt_detectron2.errors import DatasetError, UserError
 def main(args: argparse.Namespace) -> Any:
     cfg = setup(args)
     if args.eval_only:
-        return evaluate(cfg)
-    trainer = LongTailTrainer(cfg)
-    log_figures(trainer)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        results = evaluate(cfg)
+    else:
+        trainer = LongTailTrainer(cfg)
+        log_figures(trainer)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+    report(cfg)
+    return results
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -51,6 +55,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg = with_statistics_of_checkpoint(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="lt_detectron2", abbrev_name="lt")
+    if comm.is_main_process():
+        record_start(cfg.OUTPUT_DIR, continues=args.resume or args.eval_only)
     return cfg
 
 
@@ -67,6 +73,14 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def report(cfg: CfgNode) -> None:
+    """Leave report.md and report.html in OUTPUT_DIR."""
+    if cfg.LONG_TAIL.REPORT and comm.is_main_process():
+        from lt_detectron2.analysis.run_report import leave_report  # matplotlib, only now
+
+        leave_report(cfg.OUTPUT_DIR)
 
 
 def with_statistics_of_checkpoint(cfg: CfgNode) -> CfgNode:

@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..evaluation import Detections
 from .boxes import pairwise_iou
+from .drawing import LabelledObject, draw_objects
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
 from .results import CategoryResult, evaluated_dataset, read_categories, read_detections
-from .style import GROUP_COLOURS, new_figure, save
+from .style import new_figure, save
 
 SAME_OBJECT_IOU = 0.5
 PANEL_INCHES = 2.9
-LABEL_POINTS = 5.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def draw(
         truth = objects_of(record, sorted(categories))
         panels = [truth] + [shown(run.get(record["image_id"]), truth) for run in found]
         for axes, panel, title in zip(row, panels, titles):
-            _draw_panel(axes, image, panel, categories)
+            draw_objects(axes, image, labelled(panel, categories), PANEL_INCHES)
             rows += _csv_rows(record["image_id"], title, panel, categories)
     names = ("image_id", "panel", "class", "group", "score", "x", "y", "width", "height")
     return save(figure, path, dict(zip(names, zip(*rows))))
@@ -160,50 +158,14 @@ def _csv_rows(
     ]
 
 
-def _draw_panel(
-    axes: Axes, image: Image.Image, panel: Objects, categories: Mapping[int, CategoryResult]
-) -> None:
-    axes.imshow(image)
-    axes.set_axis_off()
-    taken: list[np.ndarray] = []
+def labelled(panel: Objects, categories: Mapping[int, CategoryResult]) -> list[LabelledObject]:
+    """What is drawn of a panel."""
     scores = [None] * len(panel.boxes) if panel.scores is None else panel.scores.tolist()
-    for box, category_id, score in zip(panel.boxes, panel.category_ids.tolist(), scores):
-        category = categories[category_id]
-        colour = GROUP_COLOURS.get(category.group, "black")
-        axes.add_patch(Rectangle(box[:2], *box[2:], fill=False, edgecolor=colour, linewidth=1.4))
-        text = category.name.replace("_", " ") + (f" {score:.2f}" if score is not None else "")
-        text += f" [{category.group[0]}]" if category.group else ""
-        place = _place_label(box, text, image, taken)
-        taken.append(place)
-        label = axes.text(
-            place[0] + place[2] / 2,
-            place[1] + place[3] / 2,
-            text,
-            fontsize=LABEL_POINTS,
-            ha="center",
-            va="center",
-            color="white",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
-        )
-        label.set_in_layout(False)  # a long name must not shrink the pictures
-
-
-def _place_label(
-    box: np.ndarray, text: str, image: Image.Image, taken: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Where a label hides least of those before it: x, y, width, height in pixels."""
-    pixels_per_point = image.width / (72 * PANEL_INCHES)
-    width = LABEL_POINTS * (0.55 * len(text) + 0.5) * pixels_per_point
-    height = LABEL_POINTS * 1.5 * pixels_per_point
-    left, right = box[0], box[0] + box[2] - width
-    above, below, inside = box[1] - height, box[1] + box[3], box[1]
-    corners = [(x, y) for y in (above, below, inside) for x in (left, right)]
-    limits = (image.width - width, image.height - height)
-    places = [np.array([*np.clip(corner, 0, limits), width, height]) for corner in corners]
-    if not taken:
-        return places[0]
-    hidden = pairwise_iou(np.array(places), np.array(taken)).sum(axis=1)
-    return places[int(hidden.argmin())]
+    known = [categories[category_id] for category_id in panel.category_ids.tolist()]
+    return [
+        LabelledObject(box, category.name, category.group, score)
+        for box, category, score in zip(panel.boxes, known, scores)
+    ]
 
 
 def main() -> None:

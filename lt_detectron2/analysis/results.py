@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation import Detections, GroundTruth, load_ground_truth
+from ..evaluation.evaluation_files import DETECTIONS_FILE, PER_CATEGORY_FILE, RESULTS_FILE
 from ..statistics import GROUP_NAMES
 
 GROUP_LETTERS = {name[0]: name for name in GROUP_NAMES}
@@ -26,6 +27,11 @@ class CategoryResult:
     ap: float
 
 
+def evaluation_folder(run: str | Path) -> Path:
+    """Where the results of a run lie; a folder that holds results itself is its own."""
+    return Path(run) if (Path(run) / RESULTS_FILE).is_file() else Path(run) / "inference"
+
+
 def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryResult]:
     """
     AP by category id, from the output folder of a run.
@@ -33,7 +39,7 @@ def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryRe
     Raises:
         UserError: the run has not been evaluated, or not for this task.
     """
-    path = Path(run) / "inference" / "per_category.csv"
+    path = evaluation_folder(run) / PER_CATEGORY_FILE
     if not path.is_file():
         raise UserError(
             f"expected the results of an evaluation at {path}, found no such file: give the output "
@@ -57,7 +63,7 @@ def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryRe
 
 def read_detections(run: str | Path) -> Detections:
     """What a run found, as its evaluation has saved it."""
-    return Detections.load(str(Path(run) / "inference" / "detections.npz"))
+    return Detections.load(str(evaluation_folder(run) / DETECTIONS_FILE))
 
 
 def evaluated_dataset(run: str | Path, dataset: str = "") -> str:
@@ -76,7 +82,7 @@ def evaluated_dataset(run: str | Path, dataset: str = "") -> str:
     from ..data import datasets  # noqa: F401  registers them
 
     if not dataset:
-        path = Path(run) / "inference" / "results.json"
+        path = evaluation_folder(run) / RESULTS_FILE
         if not path.is_file():
             raise UserError(f"{run} has no results of an evaluation: expected {path}")
         dataset = json.loads(path.read_text(encoding="utf-8"))["dataset"]

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics as stats
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.synthetic import PROFILES, datasets_root, generate
+from .provenance import provenance
 from .runs import REPOSITORY, Run, execute, exit_status
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -116,20 +114,6 @@ def train_all(profile: str, runs: Mapping[str, Sequence[Run]]) -> None:
             run.folder.mkdir(parents=True)
             (run.folder / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=2))
     execute(order, cfg.SOLVER.MAX_ITER)
-
-
-def provenance() -> dict[str, str]:
-    """Commit, machine and versions, to be kept with every result."""
-    import torch
-
-    return {
-        "commit": _commit(),
-        "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{_cpu_name()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def results_table(runs: Mapping[str, Sequence[Run]]) -> str:
@@ -253,25 +237,6 @@ def provenance_of(run: Run) -> dict[str, str]:
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     return {"commit": "unknown", "machine": "unknown machine", "torch": "unknown"}
-
-
-def _commit() -> str:
-    """Short hash of the checkout, with a + if it was changed; "unknown" outside of one."""
-    try:
-        git = ["git", "-C", str(REPOSITORY)]
-        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True)
-        changed = subprocess.check_output([*git, "status", "--porcelain"], text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.strip() + ("+" if changed.strip() else "")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

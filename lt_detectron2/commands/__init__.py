@@ -12,5 +12,6 @@ Detectron2 does not load.
 
 COMMANDS = {
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
+    "report": "write report.md and report.html of a training or evaluation anew",
 }
 """What each subcommand does, by name; `a-b` is the module `a_b`."""

@@ -7,6 +7,7 @@ from lt_detectron2.analysis import demo
 from lt_detectron2.analysis.runs import Run, RunFailed, execute
 
 SHORT = ["SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "5", "MODEL.MASK_ON", "False"]
+SHORT += ["LONG_TAIL.REPORT", "False"]
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lt_detectron2.analysis.drawing import place_label
 from lt_detectron2.analysis.predictions import (
     Objects,
-    _place_label,
     by_image,
     draw,
     most_different,
@@ -80,10 +80,10 @@ def test_figure(tmp_path):
 
 @pytest.mark.parametrize("x", [0.0, 90.0, 190.0])
 def test_labels_make_room(x):
-    image = Image.new("RGB", (200, 200))
     taken = []
     for _ in range(3):
-        place = _place_label(np.array([x, 60.0, 10.0, 40.0]), "a rather long name", image, taken)
+        box = [x, 60.0, 10.0, 40.0]
+        place = place_label(box, "a rather long name", (200, 200), 5.3, taken)
         assert (place[:2] >= 0).all() and (place[:2] + place[2:] <= 200).all()
         for other in taken:
             low = np.maximum(place[:2], other[:2])

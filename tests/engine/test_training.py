@@ -30,6 +30,7 @@ def train(datasets, tmp_path):
     def run(method, folder, *overrides, flags=(), launcher=(), expect=0):
         command = [sys.executable, *launcher, "train_net.py", *flags]
         command += ["--config-file", SMOKE.format(method)]
+        command += ["LONG_TAIL.REPORT", "False"]  # tested by itself
         command += ["OUTPUT_DIR", str(tmp_path / folder), *map(str, overrides)]
         environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
         done = subprocess.run(
@@ -81,9 +82,13 @@ def test_learns_and_reports(train):
         "eqlv2",
         "again",
         *("MODEL.MASK_ON", "False", "MODEL.WEIGHTS", run.folder / "model_final.pth"),
-        *("DATASETS.TRAIN", "()"),
+        *("DATASETS.TRAIN", "()", "LONG_TAIL.REPORT", "True"),
         flags=["--eval-only"],
     )
+    report = (again.folder / "report.md").read_text()
+    assert f"{results['APf']:.1f}" in report and "--eval-only" in report
+    assert "Could not be made" not in report and "Not shown" not in report
+    assert (again.folder / "report.html").is_file()
     assert again.results() == run.results()
     assert (again.folder / "inference" / "per_category.csv").read_text() == table
 
