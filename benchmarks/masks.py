@@ -46,12 +46,13 @@ def set_up(detections: int) -> Contest:
     )
 
 
-def blobs(number: int) -> tuple[Tensor, Tensor]:
-    """Masks (N, 28, 28), probabilities, and boxes (N, 4)."""
+def blobs(number: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[Tensor, Tensor]:
+    """Masks (N, 28, 28), probabilities, and boxes (N, 4) in an image."""
     generator = torch.Generator().manual_seed(0)
     sides = torch.exp(torch.randn(number, 2, generator=generator) + 4.1).clip(2, 600)
-    sides = torch.minimum(sides, torch.tensor([WIDTH, HEIGHT]))
-    corners = torch.rand(number, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - sides)
+    size = torch.tensor([width, height])
+    sides = torch.minimum(sides, size)
+    corners = torch.rand(number, 2, generator=generator) * (size - sides)
     axis = torch.linspace(-1, 1, MASK_SIZE)
     waves = torch.randn(number, 1, 5, 5, generator=generator)
     waves = torch.nn.functional.interpolate(waves, (MASK_SIZE, MASK_SIZE), mode="bilinear")[:, 0]

@@ -48,6 +48,13 @@ def add_long_tail_config(cfg: CfgNode) -> None:
     # What starts afresh although MODEL.WEIGHTS has it; the same names and patterns.
     cfg.LONG_TAIL.REINIT = []
 
+    # A batch goes through the model in so many parts, one after the other, for one step of the
+    # optimizer: the same training in less memory.
+    cfg.LONG_TAIL.SOLVER = CfgNode()
+    cfg.LONG_TAIL.SOLVER.MICRO_BATCHES = 1
+    # With SOLVER.AMP.ENABLED: "float16", or "bfloat16", which also runs on CPUs.
+    cfg.LONG_TAIL.SOLVER.AMP_DTYPE = "float16"
+
     # At test time the stages of a cascade are averaged as "scores", Detectron2's way, or as
     # "logits", from which scores are made once.
     cfg.LONG_TAIL.CASCADE_AVERAGE = "scores"

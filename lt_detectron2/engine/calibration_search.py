@@ -256,7 +256,7 @@ def _without_unused(regions: RegionPredictions, keep: Sequence[str]) -> RegionPr
             predictor,
             BoxPredictions(
                 predictions[0],
-                predictions[1][:, :0],  # the boxes have been made of them
+                predictions[1][:, :0],  # what makes the boxes has them
                 predictions.features if "features" in keep else predictions.features[:, :0],
                 predictions.pooled_features if "pooled_features" in keep else None,
             ),
@@ -283,9 +283,10 @@ def _moved(regions: RegionPredictions, device: torch.device) -> RegionPrediction
 
 
 def _num_bytes(regions: RegionPredictions) -> int:
-    tensors = [*regions.boxes]
+    tensors = []
     for _, predictions, _ in regions.stages:
         tensors += [predictions[0], predictions.features]
         if predictions.pooled_features is not None:
             tensors.append(predictions.pooled_features)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return own + sum(boxes.num_bytes for boxes in regions.boxes)

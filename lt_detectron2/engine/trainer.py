@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -41,6 +41,7 @@ from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
 from .random_state import keeping_random_state, random_state, set_random_state
+from .steps import build_step_trainer
 from .writers import build_writers
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ class LongTailTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = _wrap_for_processes(model)
-        step_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step_class(model, data_loader, optimizer)
+        images = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer, images)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(
             model,

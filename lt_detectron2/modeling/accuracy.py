@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -12,9 +14,15 @@ LOG_PERIOD = 20
 """Iterations between two log entries; Detectron2's writers have the same period."""
 
 
+COUNT_PERIOD = 5
+"""Iterations of which one is counted; divides LOG_PERIOD."""
+
+
 class ClassificationMonitor(nn.Module):
     """
-    Counts over ``LOG_PERIOD`` iterations how often the best score is the right one, then logs it.
+    Counts how often the best score is the right one, and logs it every ``LOG_PERIOD`` iterations.
+
+    One of ``COUNT_PERIOD`` iterations is counted, since it takes the scores of all regions.
 
     Writes ``fast_rcnn/cls_accuracy``, ``fg_cls_accuracy`` and ``false_negative`` (foreground taken
     for background), as Detectron2 does, and ``fg_cls_accuracy_rare`` etc. if groups are known.
@@ -37,18 +45,36 @@ class ClassificationMonitor(nn.Module):
         # Rows: regions, right, taken for background. Columns: groups.
         counts = torch.zeros(3, len(GROUP_NAMES) + 1, dtype=torch.int64)
         self.register_buffer("counts", counts, persistent=False)
+        self._last_logged = -1
 
     @torch.no_grad()
-    def update(self, scores: Tensor, targets: Tensor) -> None:
-        """Count regions of scores (R, K+1) and targets (R,); log if this iteration is one to."""
+    def update(
+        self, make_scores: Callable[[Tensor], Tensor], logits: Tensor, targets: Tensor
+    ) -> None:
+        """
+        Count the regions and log, if this iteration is one to.
+
+        Args:
+            make_scores: from the logits to scores (R, K+1); called if they are needed.
+            logits: (R, L).
+            targets: (R,).
+        """
+        iteration = get_event_storage().iter
+        if (iteration + 1) % COUNT_PERIOD:
+            return
+        self._count(make_scores(logits), targets)
+        # Once, though an iteration may come in parts.
+        if is_log_iteration() and iteration != self._last_logged:
+            self._last_logged = iteration
+            self._log()
+
+    def _count(self, scores: Tensor, targets: Tensor) -> None:
         predicted = scores.argmax(dim=1)
         group = self.group[targets]
         hits = torch.stack(
             [torch.ones_like(targets), predicted == targets, predicted == self.num_classes]
         )
         self.counts.scatter_add_(1, group.expand(3, -1), hits)
-        if is_log_iteration():
-            self._log()
 
     def _log(self) -> None:
         regions, right, missed = self.counts.tolist()

@@ -40,7 +40,7 @@ from .composition import check_composition, check_harmonic
 from .coupling import coupled_sums
 from .freeze import can_learn
 from .gradient_sums import GradientSums
-from .postprocess import fast_rcnn_inference
+from .postprocess import RegionBoxes, fast_rcnn_inference
 
 OBJECT_IDS = "gt_object_ids"
 """Field of regions: the object that each belongs to, numbered over all images of a step."""
@@ -203,8 +203,7 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
                 losses["loss_box_reg"] = self.box_reg_loss(boxes, gt_boxes, deltas, targets)
         if self.ranking_loss is not None and learns_classes:
             losses["loss_rank"] = self._rank(logits, targets)
-        with torch.no_grad():
-            self.monitor.update(self.classification_loss.scores(logits), targets)
+        self.monitor.update(self.classification_loss.scores, logits, targets)
         self.monitor.log_class_state(self.classification_loss.class_state())
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
@@ -290,12 +289,25 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """For each image its detections, and the region that each came from."""
-        boxes = self.predict_boxes(predictions, proposals)
+        boxes = self.region_boxes(predictions, proposals)
         scores = self.predict_probs(predictions, proposals)
         return self.select_detections(boxes, scores, [image.image_size for image in proposals])
 
+    def region_boxes(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[RegionBoxes]:
+        """For each image its boxes, as `predict_boxes`, but decoded only when asked for."""
+        deltas = predictions[1].split([len(image) for image in proposals])
+        return [
+            RegionBoxes(of_image, image.proposal_boxes.tensor, self.box2box_transform)
+            for of_image, image in zip(deltas, proposals)
+        ]
+
     def select_detections(
-        self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
+        self,
+        boxes: list[Tensor | RegionBoxes],
+        scores: list[Tensor],
+        image_sizes: list[tuple[int, int]],
     ) -> tuple[list[Instances], list[Tensor]]:
         """Threshold, NMS and cap of this predictor on boxes and scores from anywhere."""
         return fast_rcnn_inference(

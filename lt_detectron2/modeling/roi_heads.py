@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from .box_predictor import BoxPredictions, LongTailFastRCNNOutputLayers
 from .freeze import can_learn
 from .mask_head import normalize_mask_predictor
+from .postprocess import RegionBoxes
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class RegionPredictions:
 
     Attributes:
         stages: each stage's predictor, its predictions, and the regions they are about.
-        boxes: for each image (R, 4) or (R, K*4), from the last stage.
+        boxes: for each image those of the last stage.
         average: of what the stages' mean is taken, "scores" or "logits".
         proposal_scores: for each image (R,) in [0, 1] what the RPN thinks of its regions, if that
             is to count.
     """
 
     stages: tuple[tuple[LongTailFastRCNNOutputLayers, BoxPredictions, list[Instances]], ...]
-    boxes: list[Tensor]
+    boxes: list[RegionBoxes]
     average: str = "scores"
     proposal_scores: tuple[Tensor, ...] | None = None
 
@@ -116,15 +117,18 @@ class _LongTailHeads:
         proposal_scores = None
         if self.box_stages[0][1].uses_proposal_score:
             proposal_scores = tuple(image.objectness_logits.sigmoid() for image in proposals)
-        stages, boxes = [], None
+        stages = []
         for stage, (_, predictor) in enumerate(self.box_stages):
-            if stage > 0:
+            if stages:
+                before, predictions, _ = stages[-1]
+                boxes = before.predict_boxes(predictions, proposals)
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
             regions = [image.proposal_boxes for image in proposals]
             predictions = self.run_box_stage(features, regions, stage)
-            boxes = predictor.predict_boxes(predictions, proposals)
             stages.append((predictor, predictions, proposals))
-        return RegionPredictions(tuple(stages), list(boxes), self.average, proposal_scores)
+        predictor, predictions, _ = stages[-1]
+        boxes = predictor.region_boxes(predictions, proposals)
+        return RegionPredictions(tuple(stages), boxes, self.average, proposal_scores)
 
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances], *targets: Any

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import fast_rcnn as stock
 
 from lt_detectron2.modeling import postprocess
@@ -69,6 +70,61 @@ def test_equals_detectron2(kind, agnostic, regions, classes):
     scores = scores_of(kind, generator, regions, classes)
     for topk in (10, 100, -1):
         assert_same(boxes, scores, threshold=1e-4, topk=topk)
+
+
+def deltas_and_proposals(generator, regions, classes):
+    deltas = torch.randn(regions, 4 * classes, generator=generator)
+    return deltas, random_boxes(generator, regions, 1)
+
+
+@pytest.mark.parametrize("classes, agnostic", [(7, False), (60, False), (40, True)])
+def test_boxes_decoded_on_demand_equal_those_decoded_first(classes, agnostic):
+    generator = torch.Generator().manual_seed(classes)
+    deltas, proposals = deltas_and_proposals(generator, 200, 1 if agnostic else classes)
+    transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    boxes = transform.apply_deltas(deltas, proposals)
+    lazy = postprocess.RegionBoxes(deltas, proposals, transform)
+    assert torch.equal(lazy.all(), boxes)
+    scores = torch.rand(200, classes + 1, generator=generator)
+    for topk, threshold in [(10, 1e-4), (100, 0.5), (-1, 0.9)]:
+        expected = detections(stock.fast_rcnn_inference, boxes, scores, threshold, topk, 0.5)
+        actual = detections(postprocess.fast_rcnn_inference, lazy, scores, threshold, topk, 0.5)
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_non_finite_deltas(value):
+    generator = torch.Generator().manual_seed(5)
+    deltas, proposals = deltas_and_proposals(generator, 60, 30)
+    deltas[3, 0] = deltas[5, 1] = deltas[7, 2] = deltas[9, 3] = value
+    transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    lazy = postprocess.RegionBoxes(deltas, proposals, transform)
+    boxes, scores = lazy.all(), torch.rand(60, 31, generator=generator)
+    expected = detections(stock.fast_rcnn_inference, boxes, scores, 0.0, 20, 0.5)
+    actual = detections(postprocess.fast_rcnn_inference, lazy, scores, 0.0, 20, 0.5)
+    assert torch.equal(actual, expected)
+
+
+def test_thresholds_of_classes():
+    generator = torch.Generator().manual_seed(6)
+    boxes, scores = random_boxes(generator, 300, 1), torch.rand(300, 41, generator=generator)
+    assert_same(boxes, scores, threshold=torch.rand(40, generator=generator), topk=30)
+
+
+def test_only_boxes_of_candidates_are_decoded():
+    decoded = []
+
+    class Spy(Box2BoxTransform):
+        def apply_deltas(self, deltas, boxes):
+            decoded.append(deltas.numel())
+            return super().apply_deltas(deltas, boxes)
+
+    generator = torch.Generator().manual_seed(7)
+    deltas, proposals = deltas_and_proposals(generator, 300, 100)
+    lazy = postprocess.RegionBoxes(deltas, proposals, Spy((10.0, 10.0, 5.0, 5.0)))
+    scores = torch.rand(300, 101, generator=generator)
+    assert len(detections(postprocess.fast_rcnn_inference, lazy, scores, 1e-4, 50, 0.5)) == 50
+    assert sum(decoded) < deltas.numel() / 10
 
 
 def test_many_candidates_are_not_all_examined(monkeypatch):
