@@ -151,6 +151,7 @@ class Paper:
 
     name: str
     url: str
+    note: str
     index: dict[str, dict[str, str]]
 
     @cached_property
@@ -161,7 +162,10 @@ class Paper:
 def load_papers() -> list[Paper]:
     """All papers, in the order of the page."""
     entries = yaml.safe_load((TABLES / "index.yaml").read_text(encoding="utf-8"))
-    return [Paper(entry["paper"], entry["url"], entry["tables"]) for entry in entries]
+    return [
+        Paper(entry["paper"], entry["url"], entry.get("note", ""), entry["tables"])
+        for entry in entries
+    ]
 
 
 def all_rows() -> Iterator[Row]:
@@ -215,7 +219,8 @@ def page() -> str:
     measured = measurements()
     parts = [INTRODUCTION]
     for paper in load_papers():
-        parts.append(f"## {paper.name}\n\n{paper.url}\n")
+        about = f"<{paper.url}> {paper.note}".strip()
+        parts.append(f"## {paper.name}\n\n{about}\n")
         parts += [_section(table, measured) for table in paper.tables]
     return "\n".join(parts)
 
@@ -232,7 +237,8 @@ def measurements() -> dict[str, str]:
 
 def _section(table: Table, measured: dict[str, str]) -> str:
     columns = ["row", *(f"reported {m}" for m in table.metrics), "measured here", "config", "note"]
-    lines = [f"### {table.title} (`{table.key}`)", "", table.note, ""]
+    title = table.title[0].upper() + table.title[1:]
+    lines = [f"### {title} (`{table.key}`)", "", table.note, ""]
     lines.append(_line(columns))
     lines.append(_line(["---", *("--:" for _ in table.metrics), "---", "---", "---"]))
     for row in table.rows:
