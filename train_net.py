@@ -29,6 +29,7 @@ from lt_detectron2.analysis.training_figures import log_figures
 from lt_detectron2.data.statistics import read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.launch import launch
+from lt_detectron2.engine.own_data import log_own_data
 from lt_detectron2.engine.setup import check_config, load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import DatasetError, UserError
@@ -57,6 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="lt_detectron2", abbrev_name="lt")
     if comm.is_main_process():
         record_start(cfg.OUTPUT_DIR, continues=args.resume or args.eval_only)
+    log_own_data(cfg)
     return cfg
 
 

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from .data import datasets  # noqa: F401  registers data sets, without touching the disk
 from .data.build import sampler_classes
+from .data.own import OwnData
 from .evaluation.options import EvaluationOptions
 from .layers import NormedConv2d
 from .losses.harmonic import HarmonicCoupling
@@ -32,6 +33,9 @@ def add_long_tail_config(cfg: CfgNode) -> None:
     # Where class counts come from: "" counts DATASETS.TRAIN; otherwise a checkpoint of ours or a
     # class_statistics.json. Inference on another machine reads them from its checkpoint.
     cfg.LONG_TAIL.STATISTICS = ""
+
+    # One's own annotation files, instead of DATASETS.TRAIN and DATASETS.TEST.
+    cfg.LONG_TAIL.DATA = parameter_node(OwnData)
 
     # With RepeatFactorTrainingSampler or RepeatFactorSampler: "auto" chooses the threshold from the
     # data (100 images), "" leaves it to DATALOADER.REPEAT_THRESHOLD.

@@ -11,6 +11,7 @@ Detectron2 does not load.
 """
 
 COMMANDS = {
+    "example-data": "make a small imbalanced data set in COCO format, to try things out",
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
     "report": "write report.md and report.html of a training or evaluation anew",
 }

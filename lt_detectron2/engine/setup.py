@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import add_long_tail_config
 from ..errors import ConfigError
 from ..modeling.composition import check_composition
+from .own_data import check_image_files, prepare_own_data
 from .writers import check_writers
 
 
@@ -24,10 +25,12 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     """
     Detectron2's defaults, our keys, the file, then the overrides; frozen.
 
-    Without a GPU, MODEL.DEVICE is the CPU unless the user says otherwise.
+    Without a GPU, MODEL.DEVICE is the CPU unless the user says otherwise. Annotations named in
+    LONG_TAIL.DATA are registered, and decide what nobody has set.
 
     Raises:
         ConfigError: no such file, or a key or value that does not exist.
+        DatasetError: annotations of LONG_TAIL.DATA cannot be used.
     """
     cfg = get_cfg()
     add_long_tail_config(cfg)
@@ -63,12 +66,19 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
             f"{config_file}: expected keys and values as in configs/, found another structure "
             f"({error}): compare it with configs/SynthLT"
         ) from error
+    prepare_own_data(cfg, _keys_set(config_file, overrides or []))
     cfg.freeze()
     return cfg
 
 
 def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
+
+
+def _keys_set(config_file: str, overrides: Sequence[str]) -> set[str]:
+    """The keys that a file, its bases or the overrides set."""
+    node = CfgNode.load_yaml_with_base(config_file) if config_file else {}
+    return {*_all_keys(CfgNode(node)), *overrides[::2]}
 
 
 def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -92,6 +102,9 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
                 f"annotations of test set {name!r} are missing: expected {file!r}; put them "
                 "there, or set DETECTRON2_DATASETS to the folder that holds your data sets"
             )
+    if not cfg.LONG_TAIL.EVAL.PREDICTIONS:
+        for name in (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)):
+            check_image_files(name)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or cfg.LONG_TAIL.EVAL.PREDICTIONS):
         raise ConfigError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
     _check_writable(cfg.OUTPUT_DIR)

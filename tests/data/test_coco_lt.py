@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lt_detectron2.data import statistics as data_statistics
-from lt_detectron2.data.datasets import coco_lt
+from lt_detectron2.data.datasets import annotation_json, coco_lt
 from lt_detectron2.data.datasets.coco_lt import build_coco_lt, coco_lt_json
 from lt_detectron2.data.datasets.coco_lt_rules import (
     BAGS_TARGETS,
@@ -305,7 +305,7 @@ def test_an_interrupted_write_leaves_what_was_there(root, monkeypatch):
     def interrupted(*_, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(coco_lt, "counter", interrupted)
+    monkeypatch.setattr(annotation_json, "counter", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_coco_lt("bags", seed=1)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]

@@ -1,14 +1,143 @@
-"""The README's way to train on one's own JSON: a COCO file with odd ids, from a script."""
+"""One's own annotations: named in LONG_TAIL.DATA, and registered by the script of the README."""
 
+import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lt_detectron2.data.synthetic import PROFILES, generate
+from lt_detectron2.data.synthetic.example import write_example
+from lt_detectron2.engine.own_data import log_own_data
+from lt_detectron2.engine.setup import check_config, load_config
+from lt_detectron2.errors import ConfigError, DatasetError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = REPOSITORY / "configs/own_data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "data"
+    write_example(folder)
+    return folder
+
+
+def load(data, output, *overrides, config="softmax.yaml", val=True):
+    sets = ["LONG_TAIL.DATA.TRAIN", str(data / "train.json")]
+    sets += ["LONG_TAIL.DATA.TRAIN_IMAGES", str(data / "images")]
+    if val:
+        sets += ["LONG_TAIL.DATA.VAL", str(data / "val.json")]
+        sets += ["LONG_TAIL.DATA.VAL_IMAGES", str(data / "images")]
+    overrides = ["OUTPUT_DIR", str(output / "run"), *map(str, overrides)]
+    return load_config(str(CONFIGS / config), [*sets, *overrides])
+
+
+def check(cfg, eval_only=False):
+    check_config(cfg, argparse.Namespace(eval_only=eval_only))
+
+
+def test_what_nobody_set_is_chosen(data, tmp_path):
+    cfg = load(data, tmp_path)
+    check(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.WARMUP_ITERS) == (2000, 500, 200)
+    assert cfg.SOLVER.STEPS == (1334, 1778)
+    longer = load(data, tmp_path, "LONG_TAIL.DATA.EPOCHS", "60.0", "SOLVER.IMS_PER_BATCH", 2)
+    assert longer.SOLVER.MAX_ITER == 60 * 180 // 2
+
+
+def test_what_somebody_set_stays(data, tmp_path):
+    overrides = ["SOLVER.MAX_ITER", 90, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05]
+    cfg = load(data, tmp_path, *overrides, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD) == (90, 23)
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(cfg.dump())
+    assert load_config(str(dumped)).dump() == cfg.dump()  # the config.yaml that a run leaves
+
+
+def test_no_validation_file_is_split_off(data, tmp_path, caplog):
+    cfg = load(data, tmp_path, val=False)
+    check(cfg)
+    assert cfg == load(data, tmp_path, val=False)
+    with caplog.at_level(logging.INFO, logger="lt_detectron2"):
+        log_own_data(cfg)
+    assert "The two were split from" in caplog.text and "37 of 37 images" in caplog.text
+    (folder,) = tmp_path.glob("split_train_*")
+    assert sorted(path.name for path in folder.glob("*.json")) == ["train.json", "val.json"]
+    without = load(data, tmp_path, "LONG_TAIL.DATA.VAL_SHARE", 0.0, val=False)
+    assert without.DATASETS.TEST == ()
+
+
+def test_crowded_images_get_more_detections(data, tmp_path):
+    content = json.loads((data / "train.json").read_text())
+    entry = content["annotations"][0]
+    more = [{**entry, "id": 10_000 + i} for i in range(180)]
+    content["annotations"] += more
+    (tmp_path / "crowded.json").write_text(json.dumps(content))
+    overrides = ["LONG_TAIL.DATA.TRAIN", tmp_path / "crowded.json"]
+    assert load(data, tmp_path, *overrides).TEST.DETECTIONS_PER_IMAGE == 400
+
+
+def test_a_hiding_threshold_is_warned_of(data, tmp_path, caplog):
+    cfg = load(data, tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05)
+    log_own_data(cfg)
+    assert "hides rare classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 6], ConfigError, "is 6, .*has 7 categories.*leave"),
+        (["LONG_TAIL.DATA.TRAIN", "nothing.json", "LONG_TAIL.DATA.VAL", ""], DatasetError, "miss"),
+        (["LONG_TAIL.DATA.VAL_SHARE", 2.0], ConfigError, r"LONG_TAIL.DATA: val_share expects"),
+        (["LONG_TAIL.DATA.EPOCHS", 0.0], ConfigError, "epochs > 0"),
+        (["LONG_TAIL.DATA.TRIAN", "x"], ConfigError, "did you mean LONG_TAIL.DATA.TRAIN"),
+    ],
+)
+def test_bad_input(data, tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        load(data, tmp_path, *overrides)
+
+
+def test_images_in_another_folder(data, tmp_path):
+    cfg = load(data, tmp_path, "LONG_TAIL.DATA.TRAIN_IMAGES", tmp_path)
+    with pytest.raises(DatasetError, match="no image is where it should be.*TRAIN_IMAGES"):
+        check(cfg)
+    check(cfg, eval_only=True)  # those of validation are there
+
+
+def test_other_categories_in_validation(data, tmp_path):
+    content = json.loads((data / "val.json").read_text())
+    content["categories"][2]["name"] = "something else"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="id 23 is 'Nº3 red checked cross' and 'something else'"):
+        load(data, tmp_path, "LONG_TAIL.DATA.VAL", tmp_path / "val.json")
+
+
+def test_masks_are_missing(data, tmp_path):
+    assert load(data, tmp_path, config="mask_softmax.yaml").MODEL.MASK_ON
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["segmentation"] = []
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    overrides = ["LONG_TAIL.DATA.TRAIN", tmp_path / "boxes.json"]
+    with pytest.raises(ConfigError, match="a mask of every object.*0 for 604"):
+        load(data, tmp_path, *overrides, config="mask_softmax.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_loads(path, data, tmp_path):
+    cfg = load(data, tmp_path, config=path.relative_to(CONFIGS))
+    check(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7 and cfg.SOLVER.REFERENCE_WORLD_SIZE == 1
 
 
 def to_coco(lvis_file, path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,14 @@ import pycocotools.mask
 from detectron2.structures import BoxMode
 
 from ...errors import DatasetError
+from ...progress import counter
 from ..annotation_schema import check_annotation_file, check_tables, field, has_too_few_points
 
 FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 """The lists that LVIS keeps for every image: classes known to be absent, and partly annotated."""
+
+ANNOTATIONS_PER_WRITE = 1000
+SAMPLED_FILES = 50
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,24 @@ class AnnotationSummary:
         format: "lvis" where images say which classes were looked for in them, else "coco".
         category_ids: K ids, ascending; class i has the i-th id.
         class_names: K names.
+        num_images: all of them.
+        num_annotated: images with at least one object; crowds do not count.
+        num_objects: annotations that are no crowds.
+        num_masks: those of them with a segmentation.
+        most_objects: of one image.
+        file_names: of some images, evenly spaced over the file, relative to the folder of images.
         without_polygon: ids of the annotations none of whose polygons has three points.
     """
 
     format: str
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
+    num_images: int
+    num_annotated: int
+    num_objects: int
+    num_masks: int
+    most_objects: int
+    file_names: tuple[str, ...]
     without_polygon: tuple[int, ...] = ()
 
     @classmethod
@@ -114,10 +130,23 @@ def _summary(dataset: Mapping[str, Any], path: str) -> AnnotationSummary:
     if not is_federated:
         _check_coco(dataset, path)
     categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    images = dataset["images"]
+    objects = [e for e in dataset.get("annotations", ()) if not e.get("iscrowd")]
+    per_image = Counter(entry["image_id"] for entry in objects)
     return AnnotationSummary(
         format="lvis" if is_federated else "coco",
         category_ids=tuple(category["id"] for category in categories),
         class_names=tuple(category.get("name", str(category["id"])) for category in categories),
+        num_images=len(images),
+        num_annotated=len(per_image),
+        num_objects=len(objects),
+        num_masks=sum(bool(entry.get("segmentation")) for entry in objects),
+        most_objects=max(per_image.values(), default=0),
+        file_names=tuple(
+            image["file_name"]
+            for image in images[:: -(-len(images) // SAMPLED_FILES)]
+            if "file_name" in image
+        ),
         without_polygon=tuple(
             entry["id"]
             for entry in dataset.get("annotations", ())
@@ -126,6 +155,30 @@ def _summary(dataset: Mapping[str, Any], path: str) -> AnnotationSummary:
             and all(map(has_too_few_points, entry["segmentation"]))
         ),
     )
+
+
+def write_annotation_json(
+    content: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], target: Path
+) -> None:
+    """
+    Writes an annotation file, whole or not at all.
+
+    Args:
+        content: everything but the annotations.
+    """
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, ensure_ascii=False)[:-1] + ', "annotations": [')
+            with counter(target.name, unit="annotations", total=len(annotations)) as progress:
+                for start in range(0, len(annotations), ANNOTATIONS_PER_WRITE):
+                    block = annotations[start : start + ANNOTATIONS_PER_WRITE]
+                    file.write((", " if start else "") + json.dumps(block)[1:-1])
+                    progress.update(len(block))
+            file.write("]}")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _check_coco(dataset: Mapping[str, Any], path: str) -> None:

@@ -13,9 +13,8 @@ of val2017. In both, objects whose annotation was removed stay in the pictures, 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from ...errors import DatasetError
-from ...progress import counter
 from ..synthetic import datasets_root
-from .annotation_json import read_annotation_json
+from .annotation_json import read_annotation_json, write_annotation_json
 from .coco_lt_rules import (
     BAGS_TARGETS,
     AnnotationColumns,
@@ -44,7 +42,6 @@ INSTANCE_BIN_EDGES = {"bags": (10, 100, 1000), "simcal": (20, 400, 8000)}
 COCO_TRAIN_JSON = "coco/annotations/instances_train2017.json"
 COCO_VAL_JSON = "coco/annotations/instances_val2017.json"
 SIMCAL_NUM_IMAGES = 99411
-ANNOTATIONS_PER_WRITE = 1000
 
 
 def coco_lt_json(construction: str) -> str:
@@ -181,7 +178,7 @@ def build_coco_lt(
     target = root / coco_lt_json(construction)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(content, kept, target)
+        write_annotation_json(content, kept, target)
     except OSError as error:
         raise DatasetError(
             f"{str(target)!r} cannot be written ({error.strerror}): set DETECTRON2_DATASETS to a "
@@ -193,21 +190,3 @@ def build_coco_lt(
 def _digest(ids: np.ndarray) -> str:
     """Hash of a choice of annotations, to compare with somebody else's."""
     return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
-
-
-def _write(
-    content: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], target: Path
-) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content)[:-1] + ', "annotations": [')
-            with counter(target.name, unit="annotations", total=len(annotations)) as progress:
-                for start in range(0, len(annotations), ANNOTATIONS_PER_WRITE):
-                    block = annotations[start : start + ANNOTATIONS_PER_WRITE]
-                    file.write((", " if start else "") + json.dumps(block)[1:-1])
-                    progress.update(len(block))
-            file.write("]}")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
