@@ -87,14 +87,12 @@ def check_image_files(name: str) -> None:
     if not isinstance(metadata, CustomMetadata):
         return
     names = summarize_annotation_json(metadata.json_file).file_names
-    missing = [
-        name for name in names if not os.path.isfile(os.path.join(metadata.image_root, name))
-    ]
-    if names and len(missing) == len(names):
+    paths = [os.path.join(metadata.image_root, name) for name in names]
+    if paths and not any(map(os.path.isfile, paths)):
         raise DatasetError(
-            f"{metadata.json_file}: no image is where it should be, for instance "
-            f"{os.path.join(metadata.image_root, missing[0])!r}: its file_name {missing[0]!r} is relative "
-            "to the folder of images, so set LONG_TAIL.DATA.TRAIN_IMAGES and VAL_IMAGES"
+            f"{metadata.json_file}: no image is where it should be, for instance {paths[0]!r}: its "
+            f"file_name {names[0]!r} is relative to the folder of images, so set "
+            "LONG_TAIL.DATA.TRAIN_IMAGES and VAL_IMAGES"
         )
 
 

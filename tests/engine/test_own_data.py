@@ -60,7 +60,9 @@ def test_what_somebody_set_stays(data, tmp_path):
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
     dumped = tmp_path / "config.yaml"
     dumped.write_text(cfg.dump())
-    assert load_config(str(dumped)).dump() == cfg.dump()  # the config.yaml that a run leaves
+    again = load_config(str(dumped))  # the config.yaml that a run leaves behind
+    for node in ("DATASETS", "SOLVER", "TEST", "LONG_TAIL"):
+        assert again[node] == cfg[node], node
 
 
 def test_no_validation_file_is_split_off(data, tmp_path, caplog):
