@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(arguments).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("detectron2").setLevel(logging.ERROR)  # it warns of any odd category id
     try:
         return options.run(options)
     except UserError as error:

@@ -4,17 +4,24 @@ they are, and entries that look like mistakes.
 
     lt-detectron2 stats data/train.json --images data/images
     lt-detectron2 stats output/model_final.pth
+
+The exit status is 1 where a training cannot use the annotations.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .sources import SOURCE_HELP, read_source
+from .sources import SOURCE_HELP, is_annotation_file, read_source
+
+if TYPE_CHECKING:
+    from ..data.doubtful import Finding
 
 MAX_ROWS = 40
-MAX_ENTRIES = 5
+MAX_EXAMPLES = 5
 """Classes, and examples of each kind of mistake, that are shown unless --all is given."""
 
 
@@ -31,13 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..analysis.class_summary import class_table, describe, describe_repetition
 
-    statistics = read_source(arguments.source, arguments.images)
-    print("\n".join([arguments.source, *(f"  {line}" for line in describe(statistics))]))
-    num_rows = statistics.num_classes if arguments.all else MAX_ROWS
-    print(f"\n{class_table(statistics, num_rows)}\n\n{describe_repetition(statistics)}")
-    if not arguments.no_picture:
+    findings = _findings(arguments.source, arguments.images)
+    broken = any(finding.is_error for finding in findings)
+    print(arguments.source)
+    if not broken:  # nothing can be counted otherwise
+        statistics = read_source(arguments.source, arguments.images)
+        print("\n".join(f"  {line}" for line in describe(statistics)))
+        num_rows = statistics.num_classes if arguments.all else MAX_ROWS
+        print(f"\n{class_table(statistics, num_rows)}\n\n{describe_repetition(statistics)}")
+    if findings:
+        print("\nA training cannot use what is marked with !; look at what is marked with ?")
+    for finding in findings:
+        print("\n".join(finding.lines(sys.maxsize if arguments.all else MAX_EXAMPLES)))
+    if not (broken or arguments.no_picture):
         from ..analysis.class_histogram import draw
 
         picture = arguments.picture or f"{Path(arguments.source).stem}_classes.png"
         print(f"\nPicture: {draw(statistics, picture, Path(arguments.source).name)}")
-    return 0
+    return int(broken)
+
+
+def _findings(source: str, images: str) -> list[Finding]:
+    """What is doubtful in an annotation file; other sources hold counts only."""
+    if not is_annotation_file(source):
+        return []
+    from ..data.datasets.annotation_json import read_annotation_json
+    from ..data.doubtful import find_doubtful
+
+    return find_doubtful(read_annotation_json(source), images or None)

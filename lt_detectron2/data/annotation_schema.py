@@ -39,14 +39,14 @@ def check_annotation_file(dataset: Any, path: str) -> None:
         DatasetError: names the file, the record, what was expected and found, and a remedy.
     """
     check_tables(dataset, path)
-    categories = _check_table(dataset["categories"], "category", path, _category_problem)
-    images = _check_table(dataset["images"], "image", path, _image_problem)
+    categories = _check_table(dataset["categories"], "category", path, category_problem)
+    images = _check_table(dataset["images"], "image", path, image_problem)
     annotations = dataset.get("annotations", [])
     _check_table(
         annotations,
         "annotation",
         path,
-        lambda entry: _annotation_problem(entry, images, categories),
+        lambda entry: annotation_problem(entry, images, categories),
     )
     _check_compressed_masks(annotations, path)
 
@@ -134,13 +134,15 @@ def _check_table(entries: Sequence[Any], kind: str, path: str, problem: Any) -> 
     return by_id
 
 
-def _category_problem(category: Record) -> str | None:
+def category_problem(category: Record) -> str | None:
+    """What is wrong with a category, or None."""
     if not isinstance(category.get("name", ""), str):
         return f"has the name {_shown(category['name'])}, expected a text: name it"
     return None
 
 
-def _image_problem(image: Record) -> str | None:
+def image_problem(image: Record) -> str | None:
+    """What is wrong with an image, or None."""
     for key in ("height", "width"):
         if key not in image:
             return f"has no {key!r}, only {sorted(image)}: complete the file"
@@ -161,9 +163,10 @@ def _image_problem(image: Record) -> str | None:
     return None
 
 
-def _annotation_problem(
+def annotation_problem(
     entry: Record, images: Mapping[int, Record], categories: Mapping[int, Record]
 ) -> str | None:
+    """What is wrong with an annotation of these images and categories, by id, or None."""
     for kind, known in (("image", images), ("category", categories)):
         key = f"{kind}_id"
         if key not in entry:

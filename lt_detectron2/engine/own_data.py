@@ -42,7 +42,7 @@ def prepare_own_data(cfg: CfgNode, already_set: set[str]) -> None:
         already_set: keys that a config file or the command line has set; they stay.
 
     Raises:
-        ConfigError: NUM_CLASSES was set to another number of classes, or masks are missing.
+        ConfigError: NUM_CLASSES was set to another number of classes.
         DatasetError: annotations cannot be used, or those of validation have other categories.
     """
     own = build("LONG_TAIL.DATA", OwnData, cfg.LONG_TAIL.DATA)
@@ -64,11 +64,6 @@ def prepare_own_data(cfg: CfgNode, already_set: set[str]) -> None:
     summary = summarize_annotation_json(counted)
     if val and counted == train:
         _check_same_categories(train, val)
-    if cfg.MODEL.MASK_ON and summary.num_masks < summary.num_objects:
-        raise ConfigError(
-            f"MODEL.MASK_ON needs a mask of every object, {counted} has {summary.num_masks:,} for "
-            f"{summary.num_objects:,} objects: use a config without masks, or MODEL.MASK_ON False"
-        )
     _set_num_classes(cfg, already_set, summary, counted)
     choices = _choices(cfg, already_set, own, summary)
     cfg.merge_from_list(

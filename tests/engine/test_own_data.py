@@ -124,17 +124,6 @@ def test_other_categories_in_validation(data, tmp_path):
         load(data, tmp_path, "LONG_TAIL.DATA.VAL", tmp_path / "val.json")
 
 
-def test_masks_are_missing(data, tmp_path):
-    assert load(data, tmp_path, config="mask_softmax.yaml").MODEL.MASK_ON
-    content = json.loads((data / "train.json").read_text())
-    for entry in content["annotations"]:
-        entry["segmentation"] = []
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    overrides = ["LONG_TAIL.DATA.TRAIN", tmp_path / "boxes.json"]
-    with pytest.raises(ConfigError, match="a mask of every object.*0 for 604"):
-        load(data, tmp_path, *overrides, config="mask_softmax.yaml")
-
-
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_loads(path, data, tmp_path):
     cfg = load(data, tmp_path, config=path.relative_to(CONFIGS))

@@ -36,7 +36,6 @@ class AnnotationSummary:
         num_images: all of them.
         num_annotated: images with at least one object; crowds do not count.
         num_objects: annotations that are no crowds.
-        num_masks: those of them with a segmentation.
         most_objects: of one image.
         file_names: of some images, evenly spaced over the file, relative to the folder of images.
         without_polygon: ids of the annotations none of whose polygons has three points.
@@ -48,7 +47,6 @@ class AnnotationSummary:
     num_images: int
     num_annotated: int
     num_objects: int
-    num_masks: int
     most_objects: int
     file_names: tuple[str, ...]
     without_polygon: tuple[int, ...] = ()
@@ -140,7 +138,6 @@ def _summary(dataset: Mapping[str, Any], path: str) -> AnnotationSummary:
         num_images=len(images),
         num_annotated=len(per_image),
         num_objects=len(objects),
-        num_masks=sum(bool(entry.get("segmentation")) for entry in objects),
         most_objects=max(per_image.values(), default=0),
         file_names=tuple(
             image["file_name"]
