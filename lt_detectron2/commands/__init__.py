@@ -13,6 +13,7 @@ Detectron2 does not load.
 COMMANDS = {
     "example-data": "make a small imbalanced data set in COCO format, to try things out",
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
+    "compare": "two runs: metrics and every class, with intervals and figures",
     "report": "write report.md and report.html of a training or evaluation anew",
 }
 """What each subcommand does, by name; `a-b` is the module `a_b`."""

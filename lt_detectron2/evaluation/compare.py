@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import UserError
 from .bootstrap import Interval, WeightedAP, bootstrap, weighted_numbers
 from .evaluation_files import OUTCOMES_FILE
+from .groups import CategoryGroups
 from .metrics import mean
 from .outcomes import Outcomes
 from .report import format_number, replacing, text_table
@@ -76,6 +77,26 @@ def compare(
     return comparisons
 
 
+def compare_categories(
+    first: Outcomes, second: Outcomes, num_samples: int = 1000, *, seed: int = 0
+) -> tuple[dict[str, Comparison], list[Comparison]]:
+    """
+    As `compare`, and the AP of each of the K categories, on the same samples.
+
+    Returns:
+        the metrics by name, and one comparison for each category.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    count = first.num_categories
+    each = CategoryGroups(tuple(f"#{i}" for i in range(count)), np.arange(count), "itself")
+    runs = (replace(run, partitions=(*run.partitions, each)) for run in (first, second))
+    comparisons = compare(*runs, num_samples, seed=seed)
+    categories = [comparisons.pop(f"AP{name}") for name in each.names]
+    return comparisons, categories
+
+
 def find_outcomes(run: str, task: str) -> Path:
     """The outcomes of a run: the file itself, or that of a task in its output folder."""
     path, name = Path(run), OUTCOMES_FILE.format(task=task)
@@ -125,13 +146,14 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
     if options.output:
         with replacing(options.output) as file:
-            content = {name: _in_percent(asdict(c)) for name, c in comparisons.items()}
+            content = {name: in_percent(asdict(c)) for name, c in comparisons.items()}
             file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _in_percent(value: float | dict) -> float | dict | None:
+def in_percent(value: float | dict) -> float | dict | None:
+    """Numbers in [0, 1], also in dicts, for JSON; None for nan."""
     if isinstance(value, dict):
-        return {key: _in_percent(entry) for key, entry in value.items()}
+        return {key: in_percent(entry) for key, entry in value.items()}
     return None if math.isnan(value) else 100 * value
 
 

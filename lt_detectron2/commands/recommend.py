@@ -1,0 +1,126 @@
+"""
+Propose a method for a training set, with the reason and what was measured, and write its config.
+
+    lt-detectron2 recommend my/train.json --images my/images --val my/val.json
+    lt-detectron2 recommend my/train.json --trained output/own_data/softmax/model_final.pth
+    lt-detectron2 recommend --check my.yaml
+
+With --check, a config of yours is searched for parts that make up for the imbalance twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, UserError
+from .sources import SOURCE_HELP, is_annotation_file, read_source
+
+if TYPE_CHECKING:
+    from ..analysis.advice import Advice
+
+BASES = "configs/own_data"
+BASE, MASK_BASE = "Base-Faster-RCNN-R50-FPN.yaml", "Base-Mask-RCNN-R50-FPN.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", help=SOURCE_HELP)
+    parser.add_argument("--images", default="", help="folder that file names are relative to")
+    parser.add_argument("--val", default="", help="annotations to evaluate on; else a part is kept")
+    parser.add_argument("--val-images", default="", help="as --images, of --val")
+    parser.add_argument("--masks", action="store_true", help="train masks as well")
+    parser.add_argument(
+        "--trained", metavar="WEIGHTS", help="a plain detector of yours: improve it"
+    )
+    parser.add_argument("--base", help=f"config to build on (default: {BASES}/{BASE})")
+    parser.add_argument("--output", default="recommended.yaml", help="config to write")
+    parser.add_argument("--check", metavar="CONFIG", help="look at this config instead")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        return check(arguments.check)
+    if not arguments.source:
+        raise UserError("nothing to look at: give annotations, or --check a config")
+    from ..analysis.advice import recommend
+    from ..analysis.class_summary import describe
+
+    statistics = read_source(arguments.source, arguments.images)
+    advice = recommend(statistics, trained=bool(arguments.trained))
+    print("\n".join([arguments.source, *(f"  {line}" for line in describe(statistics))]))
+    print(f"\nTrain {advice.method}")
+    for reason in advice.reasons:
+        print(f"  - {reason}")
+    for evidence in advice.evidence:
+        print("\n".join(f"  {line}" for line in evidence.lines()))
+    print(
+        "  (60 classes, a small detector from scratch; on your images the order may be another: "
+        "compare it with softmax)"
+    )
+    for title, lines in (("Then try", advice.later), ("Mind", advice.warnings)):
+        if lines:
+            print("\n".join([f"\n{title}", *(f"  - {line}" for line in lines)]))
+    path = write_config(arguments, advice)
+    print(f"\nWritten: {path}\n  python train_net.py --config-file {path}")
+    return 0
+
+
+def check(config_file: str) -> int:
+    """Name what a config does twice; 1 if there is something."""
+    from ..engine.compensation import double_compensation
+    from ..engine.setup import load_config
+
+    found = double_compensation(load_config(config_file))
+    print("\n".join(found) or f"{config_file}: nothing makes up for the imbalance twice")
+    return int(bool(found))
+
+
+def write_config(arguments: argparse.Namespace, advice: Advice) -> Path:
+    """Write the recommended config, in which paths are absolute so that it works from anywhere."""
+    import yaml
+
+    settings: dict[str, Any] = {"_BASE_": str(_base(arguments))}
+    settings |= {key: dict(value) for key, value in advice.settings.items()}
+    if arguments.trained:
+        settings["MODEL"] = {"WEIGHTS": str(_file("--trained", arguments.trained))}
+    if is_annotation_file(arguments.source):
+        places = {
+            "TRAIN": arguments.source,
+            "TRAIN_IMAGES": arguments.images or Path(arguments.source).parent,
+        }
+        if arguments.val:
+            places["VAL"] = _file("--val", arguments.val)
+            places["VAL_IMAGES"] = arguments.val_images or arguments.images or places["VAL"].parent
+        settings["LONG_TAIL"] = {
+            **settings.get("LONG_TAIL", {}),
+            "DATA": {key: str(Path(path).absolute()) for key, path in places.items()},
+        }
+    path = Path(arguments.output)
+    settings["OUTPUT_DIR"] = f"output/{path.stem}"
+    reasons = "".join(f"# {reason}.\n" for reason in advice.reasons)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
+    try:
+        path.write_text(f"# {advice.method}, proposed by lt-detectron2 recommend:\n{reasons}{text}")
+    except OSError as error:
+        raise ConfigError(f"--output {str(path)!r} cannot be written ({error.strerror})") from error
+    return path
+
+
+def _base(arguments: argparse.Namespace) -> Path:
+    from ..analysis.runs import REPOSITORY
+
+    if arguments.base:
+        return _file("--base", arguments.base)
+    base = REPOSITORY / BASES / (MASK_BASE if arguments.masks else BASE)
+    if not base.is_file():
+        raise ConfigError(
+            f"{str(base)!r} is missing, the configs are part of the repository: give one with --base"
+        )
+    return base
+
+
+def _file(option: str, path: str) -> Path:
+    if not Path(path).is_file():
+        raise ConfigError(f"{option}: no file {path!r}")
+    return Path(path).absolute()
