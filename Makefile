@@ -13,7 +13,7 @@ INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python$(PYTHON),$(PYTHON))
 VENV_PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.lt_detectron2-ready
 SETUP_SOURCES := requirements.txt requirements-torch.txt setup.py tools/setup_environment.py \
-	tools/install_detectron2.py tools/check_environment.py
+	tools/install_detectron2.py lt_detectron2/environment.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format environment wheelhouse lock clean

@@ -117,7 +117,7 @@ def main() -> int:
         pip_install(python, *exactly, "--requirement", "requirements.txt")
         run([str(python), "tools/install_detectron2.py"])
         pip_install(python, *exactly, "--editable", str(ROOT))
-        run([str(python), "tools/check_environment.py"])
+        run([str(python), "-m", "lt_detectron2", "doctor", "--environment"])
     except (SetupError, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted"
         print(f"\nThe set-up did not finish: {reason}", file=sys.stderr)

@@ -16,16 +16,18 @@ from .class_summary import group_sizes, imbalance_factor
 from .runs import REPOSITORY
 
 BALANCED_BELOW = 4.0
-"""Imbalance factor under which classes count as balanced; our choice, no measurement is behind it."""
+"""Imbalance factor under which classes count as balanced: a choice, not measured."""
 
 RESULTS_PAGE = "docs/results_synthlt.md"
 SECOND_STAGES_PAGE = "docs/results_second_stages.md"
 PLAIN = "softmax"
+SHORT = {"EPOCHS": 12.0, "MIN_ITERATIONS": 1000}
+"""Of a second stage, as configs/own_data/second_stage has it."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rows of a page of results, by the text in their first column; the first one is the baseline."""
+    """Rows of a page of results, by the text in their first column."""
 
     page: str
     rows: tuple[str, ...]
@@ -144,7 +146,7 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
             ),
             settings={
                 "DATALOADER": {"SAMPLER_TRAIN": "ClassAwareSampler"},
-                "LONG_TAIL": {"TRAINABLE": ["classifier"], "REINIT": ["classifier"]},
+                "LONG_TAIL": {"TRAINABLE": ["classifier"], "REINIT": ["classifier"], "DATA": SHORT},
             },
             later=("second_stage/bags on the same detector, and second_stage/control to compare",),
             warnings=warnings,

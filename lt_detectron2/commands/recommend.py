@@ -92,16 +92,16 @@ def write_config(arguments: argparse.Namespace, advice: Advice) -> Path:
         if arguments.val:
             places["VAL"] = _file("--val", arguments.val)
             places["VAL_IMAGES"] = arguments.val_images or arguments.images or places["VAL"].parent
-        settings["LONG_TAIL"] = {
-            **settings.get("LONG_TAIL", {}),
-            "DATA": {key: str(Path(path).absolute()) for key, path in places.items()},
-        }
+        node = settings.setdefault("LONG_TAIL", {})
+        absolute = {key: str(Path(path).absolute()) for key, path in places.items()}
+        node["DATA"] = {**node.get("DATA", {}), **absolute}
     path = Path(arguments.output)
     settings["OUTPUT_DIR"] = f"output/{path.stem}"
     reasons = "".join(f"# {reason}.\n" for reason in advice.reasons)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
+    head = f"# {advice.method}, proposed by lt-detectron2 recommend:\n{reasons}"
     try:
-        path.write_text(f"# {advice.method}, proposed by lt-detectron2 recommend:\n{reasons}{text}")
+        path.write_text(head + text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {str(path)!r} cannot be written ({error.strerror})") from error
     return path
@@ -115,7 +115,7 @@ def _base(arguments: argparse.Namespace) -> Path:
     base = REPOSITORY / BASES / (MASK_BASE if arguments.masks else BASE)
     if not base.is_file():
         raise ConfigError(
-            f"{str(base)!r} is missing, the configs are part of the repository: give one with --base"
+            f"{str(base)!r} is missing, configs are part of the repository: give one with --base"
         )
     return base
 

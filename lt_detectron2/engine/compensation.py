@@ -24,7 +24,7 @@ PRIOR_LOSSES = (
     "LDAMLoss",
     "EffectiveClassMarginLoss",
 )
-"""Losses that weigh or shift classes by the counts of the annotations, whatever the sampler does."""
+"""Losses that weigh or shift classes by the counts of the annotations, whatever is sampled."""
 
 PLAIN_LOSSES = ("SoftmaxCrossEntropyLoss", "SigmoidCrossEntropyLoss", "FocalLoss", "FederatedLoss")
 COUNTING_CALIBRATIONS = ("NorCal", "TauNorm")

@@ -17,6 +17,7 @@ from ..data.own import OwnData
 from ..data.split import classes_of_one_part, split_annotations
 from ..errors import ConfigError, DatasetError
 from ..modeling.components import build
+from .compensation import double_compensation
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ def log_own_data(cfg: CfgNode) -> None:
     own = cfg.LONG_TAIL.DATA
     if not (own.TRAIN or own.VAL):
         return
+    for sentence in double_compensation(cfg):
+        logger.warning("%s.", sentence)
     found = {}
     for part, names in (("training", cfg.DATASETS.TRAIN), ("validation", cfg.DATASETS.TEST)):
         for name in names:

@@ -55,10 +55,10 @@ def test_no_such_command(arguments, capsys):
     ],
 )
 def test_errors_are_shown_without_traceback(monkeypatch, capsys, error, status, text):
-    def read_source(*_):
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr("lt_detectron2.commands.stats.read_source", read_source)
+    monkeypatch.setattr("lt_detectron2.commands.stats.is_annotation_file", fail)
     assert main(["stats", "any.json"]) == status
     printed = capsys.readouterr().err
     assert text in printed and "Traceback" not in printed

@@ -1,20 +1,15 @@
 """`datasets/check.py`: what it says of data that are there, missing, incomplete or cut short."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "check.py"
+from lt_detectron2.data import dataset_check
 
 
 @pytest.fixture
 def check():
-    spec = importlib.util.spec_from_file_location("dataset_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return dataset_check
 
 
 @pytest.fixture

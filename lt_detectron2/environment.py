@@ -1,9 +1,4 @@
-#!/usr/bin/env python3
-"""
-Say whether this Python can run lt_detectron2, and if not, what to do.
-
-Prints one line per part. The exit status is 0 when everything needed works.
-"""
+"""Whether this Python can run lt_detectron2, and if not, what to do; needs nothing to say so."""
 
 from __future__ import annotations
 
@@ -19,6 +14,8 @@ INSTALL_PAIR = (
     "install the two as a pair, e.g. `python -m pip install --force-reinstall torch==2.11.0 "
     "torchvision==0.26.0`, both from the same package index"
 )
+
+OLDEST_PYTHON = (3, 10)
 
 
 class Broken(RuntimeError):
@@ -99,6 +96,14 @@ def check_detectron2() -> str:
     )
 
 
+def check_python() -> str:
+    """Return the version of Python."""
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        raise Broken(f"{platform.python_version()} is older than {oldest}: take a newer one")
+    return platform.python_version()
+
+
 def check_pycocotools() -> str:
     """Return a word when the mask operations, which are compiled, load."""
     try:
@@ -111,7 +116,7 @@ def check_pycocotools() -> str:
 
 
 CHECKS: dict[str, Callable[[], str]] = {
-    "Python": platform.python_version,
+    "Python": check_python,
     "torch": check_torch,
     "torchvision": check_torchvision,
     "detectron2": check_detectron2,
@@ -119,7 +124,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> int:
+def report_environment() -> int:
     """Print one line per part; return 1 if one is broken."""
     status = 0
     for name, check in CHECKS.items():
@@ -131,7 +136,3 @@ def main() -> int:
             if name in ("torch", "torchvision"):
                 break  # what follows needs them and would only repeat the error
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

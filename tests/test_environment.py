@@ -1,9 +1,12 @@
 """A torchvision whose operators do not run must be named at set-up, with the remedy."""
 
-import check_environment
+import sys
+
 import pytest
 import torchvision
-from check_environment import Broken, run_nms
+
+from lt_detectron2 import environment
+from lt_detectron2.environment import Broken, check_python, run_nms
 
 
 def test_nms_runs_here():
@@ -26,23 +29,29 @@ def test_operators_that_answer_wrongly(monkeypatch):
 
 
 def test_report_lists_every_part_and_fails_if_one_is_broken(monkeypatch, capsys):
-    assert check_environment.main() == 0
+    assert environment.report_environment() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(check_environment.CHECKS)
+    assert [line.split()[0] for line in lines] == list(environment.CHECKS)
 
     def broken():
         raise Broken("no such thing: install it")
 
-    monkeypatch.setitem(check_environment.CHECKS, "detectron2", broken)
-    assert check_environment.main() == 1
+    monkeypatch.setitem(environment.CHECKS, "detectron2", broken)
+    assert environment.report_environment() == 1
     assert "! detectron2   no such thing: install it" in capsys.readouterr().out
 
 
 def test_report_stops_where_the_rest_would_only_repeat_the_error(monkeypatch, capsys):
-    monkeypatch.setitem(check_environment.CHECKS, "torchvision", run_nms_broken)
-    assert check_environment.main() == 1
+    monkeypatch.setitem(environment.CHECKS, "torchvision", run_nms_broken)
+    assert environment.report_environment() == 1
     assert capsys.readouterr().out.splitlines()[-1] == "! torchvision  no operators: reinstall"
 
 
 def run_nms_broken():
     raise Broken("no operators: reinstall")
+
+
+def test_an_old_python(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    with pytest.raises(Broken, match="older than 3.10"):
+        check_python()

@@ -1,0 +1,151 @@
+"""`recommend`: a method by the counts, its config, its evidence, and what is done twice."""
+
+import argparse
+
+import pytest
+import yaml
+
+from lt_detectron2.analysis.advice import (
+    RESULTS_PAGE,
+    SECOND_STAGES_PAGE,
+    read_rows,
+    recommend,
+)
+from lt_detectron2.analysis.runs import REPOSITORY
+from lt_detectron2.commands.command_line import main
+from lt_detectron2.engine.compensation import double_compensation
+from lt_detectron2.engine.setup import check_config, load_config
+from lt_detectron2.statistics import ClassStatistics
+
+CONFIGS = REPOSITORY / "configs/own_data"
+TINY = str(CONFIGS / "tiny/Base-tiny.yaml")
+
+
+def statistics(*images):
+    return ClassStatistics(images, images, sum(images))
+
+
+CASES = {
+    "balanced": (statistics(90, 80, 60), False, "softmax", "no long-tail method is warranted"),
+    "large": (statistics(5000, 900, 200), False, "softmax", "more than 100 images"),
+    "common": (statistics(5000, 900, 20), False, "softmax_rfs", "no class is rare"),
+    "rare": (statistics(5000, 900, 4), False, "rog_softmax", "1 of 3 classes are rare"),
+    "trained": (statistics(5000, 900, 4), True, "second_stage/crt", "a trained detector"),
+    "single": (statistics(70), False, "softmax", "no long-tail method is warranted"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_method_by_counts(case):
+    counts, trained, method, reason = CASES[case]
+    advice = recommend(counts, trained=trained)
+    assert advice.method == method and any(reason in text for text in advice.reasons)
+    assert (CONFIGS / f"{method}.yaml").is_file()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_evidence_is_a_row_of_the_results(case):
+    advice = recommend(CASES[case][0], trained=CASES[case][1])
+    for evidence in advice.evidence:
+        assert evidence.page in (RESULTS_PAGE, SECOND_STAGES_PAGE)
+        _, rows = read_rows(REPOSITORY / evidence.page)
+        assert set(evidence.rows) <= set(rows), "rename the rows in analysis/advice.py, too"
+        lines = "\n".join(evidence.lines())
+        assert all(f"{row}: AP {rows[row][2]}"[:8] in lines for row in evidence.rows)
+
+
+def test_settings_are_those_of_the_config():
+    for counts, trained, method, _ in CASES.values():
+        advice = recommend(counts, trained=trained)
+        cfg = load_config(str(CONFIGS / f"{method}.yaml"))
+        for key, value in flat(advice.settings):
+            node = cfg
+            for part in key.split("."):
+                node = node[part]
+            assert node == value, key
+
+
+def flat(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_what_no_method_can_mend():
+    warnings = recommend(statistics(5000, 900, 1, 0)).warnings
+    assert "1 classes have no image" in warnings[0] and "1 classes have one image" in warnings[1]
+
+
+def test_the_written_config_trains_where_it_is(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--images", str(data / "images"), "--val", str(data / "val.json"), "--base", TINY]
+    assert main(["recommend", str(data / "train.json"), *arguments, "--output", "my.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "Train rog_softmax" in printed and f"({RESULTS_PAGE})" in printed
+    assert "softmax + GAP (ROG): AP " in printed
+    cfg = load_config("my.yaml")
+    check_config(cfg, argparse.Namespace(eval_only=False))
+    assert cfg.LONG_TAIL.RANKING.NAME == "GAPLoss" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert cfg.OUTPUT_DIR == "output/my"
+    assert yaml.safe_load((tmp_path / "my.yaml").read_text(encoding="utf-8"))["_BASE_"] == TINY
+
+
+def test_a_trained_detector_and_masks(data, tmp_path, capsys):
+    weights, output = tmp_path / "model.pth", tmp_path / "my.yaml"
+    weights.touch()
+    options = ["--trained", str(weights), "--masks", "--output", str(output)]
+    assert (
+        main(["recommend", str(data / "train.json"), "--images", str(data / "images"), *options])
+        == 0
+    )
+    cfg = load_config(str(output), ["OUTPUT_DIR", str(tmp_path / "run")])
+    assert cfg.MODEL.WEIGHTS == str(weights) and cfg.MODEL.MASK_ON
+    assert list(cfg.LONG_TAIL.TRAINABLE) == ["classifier"] and cfg.SOLVER.MAX_ITER == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give annotations, or --check"),
+        (["nothing.json"], "no file 'nothing.json'"),
+        (["{data}/train.json", "--val", "nothing.json"], "--val: no file"),
+        (["{data}/train.json", "--trained", "nothing.pth"], "--trained: no file"),
+        (["{data}/train.json", "--base", "nothing.yaml"], "--base: no file"),
+        (["{data}/train.json", "--output", "/nowhere/my.yaml"], "cannot be written"),
+        (["--check", "nothing.yaml"], "no config file"),
+    ],
+)
+def test_bad_input(data, options, message, capsys):
+    assert main(["recommend", *(option.format(data=data) for option in options)]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sampler", "loss", "calibration", "message"),
+    [
+        ("TrainingSampler", "BalancedSoftmaxLoss", "", None),
+        ("RepeatFactorTrainingSampler", "EqualizationLossV2", "", None),  # measured to help
+        ("RepeatFactorTrainingSampler", "BalancedSoftmaxLoss", "", "Use one of the two"),
+        ("ClassAwareSampler", "SeesawLoss", "", "nothing to make up for"),
+        ("ClassAwareSampler", "SoftmaxCrossEntropyLoss", "", None),
+        ("TrainingSampler", "SoftmaxCrossEntropyLoss", "NorCal", None),
+        ("TrainingSampler", "EqualizationLossV2", "NorCal", "EqualizationLossV2 has raised"),
+        ("RepeatFactorSampler", "SoftmaxCrossEntropyLoss", "TauNorm", "RepeatFactorSampler has"),
+    ],
+)
+def test_double_compensation(sampler, loss, calibration, message, tmp_path, capsys):
+    overrides = ["DATALOADER.SAMPLER_TRAIN", sampler, "LONG_TAIL.LOSS.NAME", loss]
+    cfg = load_config(TINY, [*overrides, "LONG_TAIL.CALIBRATION.NAME", calibration])
+    found = double_compensation(cfg)
+    assert (message in found[0]) if message else not found
+    path = tmp_path / "my.yaml"
+    path.write_text(cfg.dump())
+    assert main(["recommend", "--check", str(path)]) == int(bool(message))
+    assert (message or "nothing makes up") in capsys.readouterr().out
+
+
+def test_no_shipped_config_compensates_twice():
+    for path in CONFIGS.rglob("*.yaml"):
+        assert not double_compensation(load_config(str(path))), path
