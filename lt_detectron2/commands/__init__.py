@@ -14,9 +14,9 @@ COMMANDS = {
     "example-data": "make a small imbalanced data set in COCO format, to try things out",
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
     "recommend": "propose a method, with reasons and measured evidence, and write its config",
+    "report": "write report.md and report.html of a training or evaluation anew",
     "compare": "two runs: metrics and every class, with intervals and figures",
     "make-lt": "cut a long tail out of any COCO annotation file",
     "doctor": "say whether everything needed works here, with a remedy for what does not",
-    "report": "write report.md and report.html of a training or evaluation anew",
 }
 """What each subcommand does, by name; `a-b` is the module `a_b`."""
