@@ -40,6 +40,8 @@ def draw_several(sets: Sequence[ClassStatistics], path: str | Path, titles: Sequ
         if len(sets) > 1:
             rows = {"set": [title] * statistics.num_classes, **rows}
         columns = {name: [*columns.get(name, ()), *rows[name]] for name in rows}
+    largest = max(int(statistics.image_count.max()) for statistics in sets)
+    axes.set_ylim(0.7, 1.5 * max(largest, MAX_COMMON_IMAGES))  # shared
     return save(figure, path, columns)
 
 
@@ -54,7 +56,6 @@ def _draw_panel(axes: Axes, statistics: ClassStatistics) -> None:
             axes.bar(ranks, counts.numpy()[ranks], label=f"{len(ranks)} {name}", **style)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(bottom=0.7)
     for edge in (MAX_RARE_IMAGES, MAX_COMMON_IMAGES):
         axes.axhline(edge, color="black", linewidth=0.6, linestyle=":")
     axes.set_xlabel("class, by frequency")

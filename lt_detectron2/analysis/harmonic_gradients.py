@@ -22,7 +22,7 @@ from .program import draw_and_exit, figure_parser
 from .style import RUN_COLOURS, new_figure, save, tidy
 
 LARGEST_LOSS = 5.0
-STEPS = 101
+STEPS = 51
 SHOWN_LOSSES = (0.0, 0.5, 1.0, 2.0, 4.0)
 LARGEST_GRADIENT = 2.0
 
@@ -72,7 +72,7 @@ def draw(path: str | Path, *, detach: bool = False) -> Path:
 def _draw_map(axes: Axes, losses: np.ndarray, surface: np.ndarray):
     """``surface`` is (C, L); the line is where the gradient turns round."""
     norm = TwoSlopeNorm(0, -LARGEST_GRADIENT, LARGEST_GRADIENT)
-    mesh = axes.pcolormesh(losses, losses, surface.T, cmap="RdBu", norm=norm, shading="nearest")
+    mesh = axes.pcolormesh(losses, losses, surface.T, cmap="RdBu", norm=norm, shading="gouraud")
     if surface.min() < 0 < surface.max():
         axes.contour(losses, losses, surface.T, levels=[0], colors="black", linewidths=1)
     axes.set_xlabel("classification loss C")

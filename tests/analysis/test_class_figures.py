@@ -43,6 +43,14 @@ def test_runs_that_do_not_fit_are_refused(tmp_path):
         ap_by_count.draw(one, tmp_path, ("a", "b"), tmp_path / "ap.png")
 
 
+def test_no_bar_is_cut_off(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(class_histogram, "save", lambda f, *_: limits.extend(f.axes))
+    small = ClassStatistics([5, 8], [4, 2], 6)
+    class_histogram.draw_several([small, STATISTICS], tmp_path / "both.png", ["one", "two"])
+    assert all(axes.get_ylim()[0] < 1 and axes.get_ylim()[1] > 500 for axes in limits)
+
+
 def test_histograms(tmp_path):
     other = ClassStatistics([5, 0, 8], [4, 0, 2], 6)
     rows = read_csv(

@@ -12,7 +12,7 @@ from .figures import numbers, read_csv
 
 def test_harmonic_gradients(tmp_path):
     rows = read_csv(harmonic_gradients.draw(tmp_path / "harmonic.png"))
-    assert len(rows) == 101**2
+    assert len(rows) == 51**2
     for row in rows[::97]:
         c, box = float(row["class_loss"]), float(row["box_loss"])
         by_class = 1 + math.exp(-box) - box * math.exp(-c)
