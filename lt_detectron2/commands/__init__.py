@@ -14,6 +14,7 @@ COMMANDS = {
     "example-data": "make a small imbalanced data set in COCO format, to try things out",
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
     "recommend": "propose a method, with reasons and measured evidence, and write its config",
+    "demo": "detect in images, folders or videos with a checkpoint: pictures and one JSON file",
     "report": "write report.md and report.html of a training or evaluation anew",
     "compare": "two runs: metrics and every class, with intervals and figures",
     "make-lt": "cut a long tail out of any COCO annotation file",

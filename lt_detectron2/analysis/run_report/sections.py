@@ -14,7 +14,7 @@ from ..results import CategoryResult, read_categories, read_detections, read_gro
 from . import curves
 from .document import Block, Code, Figure, Folded, Gallery, Number, Numbers, Remark, Table, Text
 from .examples import draw_examples
-from .run_folder import Evaluation, RunFolder, flattened
+from .run_folder import CONFIG_FILE, Evaluation, RunFolder, flattened
 
 GROUP_OF_LETTER = {name[0]: name for name in GROUP_NAMES}
 NUM_EXAMPLES = 4
@@ -140,7 +140,7 @@ def _class_table(evaluation: Evaluation) -> Table:
 def confusions(run: RunFolder) -> list[Block]:
     """What the tail is taken for."""
     evaluation = _first_evaluation(run)
-    ground_truth, detections = _read(evaluation)
+    ground_truth, detections = _read(run, evaluation)
     categories = read_categories(evaluation.folder)
     counted = confusion.confuse(ground_truth, detections)
     top = confusion.top_confusions(counted, categories, NUM_CONFUSIONS)
@@ -185,7 +185,7 @@ def examples(run: RunFolder) -> list[Block]:
     from detectron2.data import DatasetCatalog
 
     evaluation = _first_evaluation(run)
-    ground_truth, detections = _read(evaluation)
+    ground_truth, detections = _read(run, evaluation)
     records = DatasetCatalog.get(evaluation.dataset)
     files = {record["image_id"]: record["file_name"] for record in records}
     categories = read_categories(evaluation.folder)
@@ -337,8 +337,12 @@ def _first_evaluation(run: RunFolder) -> Evaluation:
     return run.evaluations[0]
 
 
-def _read(evaluation: Evaluation) -> tuple[Any, Any]:
+def _read(run: RunFolder, evaluation: Evaluation) -> tuple[Any, Any]:
     """Annotations and detections."""
+    if run.config.get("LONG_TAIL.DATA.TRAIN") or run.config.get("LONG_TAIL.DATA.VAL"):
+        from ...engine.setup import load_config
+
+        load_config(str(run.path / CONFIG_FILE))  # registers them
     ground_truth = read_ground_truth(evaluation.folder)
     return ground_truth, read_detections(evaluation.folder)
 

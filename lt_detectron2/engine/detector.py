@@ -1,0 +1,126 @@
+"""A trained detector from its checkpoint: no data set is registered, no annotation is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from ..data.statistics import read_statistics
+from ..errors import CheckpointError, ConfigError, DatasetError
+from ..statistics import GROUP_NAMES, ClassStatistics
+from .checkpoint import LongTailCheckpointer
+from .class_means import prepare_calibration
+from .setup import load_config
+
+CONFIG_FILE = "config.yaml"
+
+
+class Detector:
+    """
+    A detector with the names and groups of its classes, which its checkpoint carries.
+
+    Args:
+        weights: a checkpoint that a training of this library has written.
+        config_file: that it was trained with; by default ``config.yaml`` beside the checkpoint.
+        overrides: config keys and values.
+        class_names: K names, for a checkpoint that has none.
+
+    Attributes:
+        statistics: counts of the training set.
+        class_names: K names.
+        groups: "rare", "common" or "frequent" for each of the K classes.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of ours, without names, or of another model.
+        ConfigError: no config, or one that does not fit.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        config_file: str | Path = "",
+        overrides: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+    ):
+        weights = str(weights)
+        self.statistics = _statistics_of(weights)
+        names = class_names or self.statistics.class_names
+        if not names:
+            raise CheckpointError(
+                f"{weights!r} holds counts of {self.statistics.num_classes} classes but not their "
+                "names: give a file of names, one a line (--names)"
+            )
+        if len(names) != self.statistics.num_classes:
+            raise CheckpointError(
+                f"expected {self.statistics.num_classes} class names, as many as {weights!r} has "
+                f"classes, got {len(names)}"
+            )
+        self.class_names = tuple(names)
+        self.groups = tuple(GROUP_NAMES[g] for g in self.statistics.frequency_group().tolist())
+        self.cfg = _config_of(weights, str(config_file), overrides)
+        self.model = build_model(self.cfg).eval()
+        checkpointer = LongTailCheckpointer(self.model)
+        checkpointer.strict = True
+        checkpointer.load(weights)
+        prepare_calibration(self.cfg, self.model)
+        self._resize = T.AugmentationList(build_augmentation(self.cfg, is_train=False))
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Instances:
+        """
+        What is on an image, the best first, on the CPU.
+
+        Args:
+            image: (height, width, 3) uint8, RGB.
+        """
+        height, width = image.shape[:2]
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        resized = T.AugInput(np.ascontiguousarray(image))
+        self._resize(resized)
+        pixels = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        (output,) = self.model([{"image": pixels, "height": height, "width": width}])
+        found = output["instances"].to("cpu")
+        return found[found.scores.argsort(descending=True)]
+
+
+def _statistics_of(weights: str) -> ClassStatistics:
+    if not os.path.isfile(weights):
+        raise CheckpointError(f"no checkpoint at {weights!r}: give the model_final.pth of a run")
+    try:
+        return read_statistics(weights)
+    except DatasetError as error:
+        raise CheckpointError(
+            f"{weights!r} holds no classes: expected a checkpoint that train_net.py has written"
+        ) from error
+    except Exception as error:  # torch raises whatever the bytes of another file lead it to
+        raise CheckpointError(
+            f"{weights!r} is not a checkpoint, or an incomplete one ({type(error).__name__})"
+        ) from error
+
+
+def _config_of(weights: str, config_file: str, overrides: Sequence[str]) -> CfgNode:
+    config_file = config_file or os.path.join(os.path.dirname(weights), CONFIG_FILE)
+    if not os.path.isfile(config_file):
+        raise ConfigError(
+            f"no config {config_file!r}: give the one that the checkpoint was trained with "
+            "(--config-file)"
+        )
+    own = ["MODEL.WEIGHTS", weights, "LONG_TAIL.STATISTICS", weights]
+    own += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    # Class means of a nearest class mean classifier lie beside its checkpoint.
+    own += ["OUTPUT_DIR", os.path.dirname(weights) or "."]
+    # Not what was trained on: that need not be on this machine.
+    own += ["LONG_TAIL.DATA.TRAIN", "", "LONG_TAIL.DATA.VAL", ""]
+    if not torch.cuda.is_available():
+        own += ["MODEL.DEVICE", "cpu"]
+    return load_config(config_file, [*own, *overrides])
