@@ -16,11 +16,12 @@ SETUP_SOURCES := requirements.txt requirements-torch.txt setup.py tools/setup_en
 	tools/install_detectron2.py lt_detectron2/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format environment wheelhouse lock clean
+.PHONY: help demo test bench lint format environment wheelhouse lock clean
 
 help:
 	@echo "make demo        set up, then train softmax and EQL v2 on generated data and compare them"
 	@echo "make test        set up, then lint and run the test suite (PYTEST_ARGS='-k seesaw')"
+	@echo "make bench       measure the short form of all benchmarks, in less than 10 minutes"
 	@echo "make lint        check style and format; make format repairs what can be repaired"
 	@echo "make environment set up only"
 	@echo "make wheelhouse PYTHON=3.12   collect every wheel for an offline machine in wheelhouse/"
@@ -34,6 +35,17 @@ demo: $(READY)
 
 test: lint
 	$(VENV_PYTHON) -m pytest tests $(PYTEST_ARGS)
+
+# A bound that was missed is reported and does not keep the others from being measured.
+SHORT := --processes 1 --turns 5
+bench: $(READY)
+	-$(VENV_PYTHON) -m benchmarks.inference --case trained $(SHORT)
+	-$(VENV_PYTHON) -m benchmarks.masks $(SHORT)
+	-$(VENV_PYTHON) -m benchmarks.training_step $(SHORT)
+	-$(VENV_PYTHON) -m benchmarks.ranking --case "64 positives" $(SHORT)
+	-$(VENV_PYTHON) -m benchmarks.data --quick
+	-$(VENV_PYTHON) -m benchmarks.evaluation --quick
+	$(VENV_PYTHON) -m benchmarks.report
 
 lint: $(READY)
 	$(VENV_PYTHON) -m ruff check .

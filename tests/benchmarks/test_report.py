@@ -1,0 +1,72 @@
+"""The page of results: the last measurement counts, and its marks stay."""
+
+import csv
+import json
+
+import pytest
+
+from benchmarks import data, inference, report, training_step
+
+COLUMNS = ("case", "contestant", "sizes", "ms_median", "extra_tensors", "machine")
+SPEEDUPS = ("speedup_q1", "speedup_median", "speedup_q3")
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    rows = []
+    for machine, times in [("CPU", (1.0, 2.0)), ("CPU", (1.0, 4.0)), ("GPU (CPU)", (1.0, 8.0))]:
+        common = {"case": "c", "sizes": "regions=8", "machine": machine, "extra_tensors": "1.5"}
+        rows.append({**common, "contestant": "ours", "ms_median": str(times[0])})
+        speedups = dict.fromkeys(SPEEDUPS, str(times[1] / times[0]))
+        rows.append({**common, "contestant": "theirs", "ms_median": str(times[1]), **speedups})
+    with open(tmp_path / "topic.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *SPEEDUPS], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_tables(results):
+    (row,) = report.speedups("topic", "theirs")[1:]
+    assert row == ("c", "1.0", "4.0", "4.0", "4.0 to 4.0", "8.0")
+    (row,) = report.versus("topic", "theirs")[1:]
+    assert row == ("c", "1.0", "4.0", "0.25", "0.25 to 0.25", "1.5", "0.12")
+    assert report.markdown(report.speedups("absent", "theirs")) == "Not measured."
+
+
+def test_marks():
+    page = "a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n"
+    once = report.replace_table(page, "x", "new")
+    assert once == page.replace("old", "new")
+    assert report.replace_table(once, "x", "new") == once
+    with pytest.raises(ValueError, match="one place for table z"):
+        report.replace_table(page, "z", "new")
+
+
+def test_page_has_a_place_for_every_table():
+    page = report.PAGE.read_text()
+    for name in ("losses", "ranking", "inference", "masks", "training_step", "data", "evaluation"):
+        assert report.replace_table(page, name, "new") != page
+    for name in report.FIGURES:
+        assert f"images/performance_{name}.png" in page
+
+
+def test_inference_results_are_compared():
+    contest = inference.set_up("boxes", "trained")
+    assert contest.check() == 0
+    with pytest.raises(AssertionError, match="differ"):
+        inference.compare([b"a"], [b"b"])
+
+
+def test_every_loss_is_timed_in_a_training_step():
+    methods = {case.sizes["method"] for case in training_step.CASES}
+    expected = {training_step.CHANNELS_LAST, "GAPLoss", *training_step.loss_classes()}
+    assert methods == expected - {training_step.BASELINE}
+
+
+def test_generated_annotations_are_of_the_wanted_size(tmp_path):
+    data.write_dataset(tmp_path, 0.0002)
+    dataset = json.loads((tmp_path / "annotations.json").read_text())
+    assert (len(dataset["images"]), len(dataset["annotations"])) == (20, 254)
+    assert {a["image_id"] for a in dataset["annotations"]} <= {i["id"] for i in dataset["images"]}
+    assert data.memory(1)[0] >= 0
