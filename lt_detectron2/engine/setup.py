@@ -58,9 +58,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
             "and no file that is its own base"
         ) from error
     except ValueError as error:
-        hint = "; write 2.0, not 2, for a number that may be fractional"
-        is_number = "<class 'float'> vs. <class 'int'>" in str(error)
-        raise ConfigError(f"config: {error}{hint if is_number else ''}") from error
+        raise ConfigError(_explain_value_error(error)) from error
     except (TypeError, AttributeError, IndexError) as error:  # of what is no mapping
         raise ConfigError(
             f"{config_file}: expected keys and values as in configs/, found another structure "
@@ -69,6 +67,19 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     prepare_own_data(cfg, _keys_set(config_file, overrides or []))
     cfg.freeze()
     return cfg
+
+
+def _explain_value_error(error: ValueError) -> str:
+    types = r"\(<class '([\w.]+)'> vs. <class '([\w.]+)'>\)"
+    match = re.search(rf"{types} with values .* for config key: (\S+)", str(error), re.DOTALL)
+    if not match:
+        return f"config: {error}: write values like those in configs/"
+    expected, found, key = match.groups()
+    if expected.endswith("CfgNode"):
+        return f"config key {key!r} stands for a group of keys, got a {found}: set one of the group"
+    hint = "; write 2.0, not 2, for a number that may be fractional"
+    hint = hint if (expected, found) == ("float", "int") else ""
+    return f"config key {key!r} expects a value of type {expected}, got a {found}{hint}"
 
 
 def _one_line(error: yaml.YAMLError) -> str:
@@ -90,6 +101,12 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     check_composition(cfg)
     check_writers(cfg.LONG_TAIL.WRITERS)
+    for key in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[key]
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise ConfigError(
+                f"DATASETS.{key} is {names!r}, expected names of data sets: write ('name',)"
+            )
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
             hint = _suggest(name, DatasetCatalog.list())

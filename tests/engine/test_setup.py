@@ -47,7 +47,10 @@ def test_adding_the_config_twice_changes_nothing():
     [
         (["LONG_TAIL.LOSS.SeesawLoss.PP", "1"], "did you mean LONG_TAIL.LOSS.SeesawLoss.P"),
         (["SOLVER.BASE_LRR", "1"], "did you mean SOLVER.BASE_LR"),
-        (["LONG_TAIL.LOSS.SeesawLoss.P", "'much'"], "Type mismatch"),
+        (
+            ["LONG_TAIL.LOSS.SeesawLoss.P", "'much'"],
+            "SeesawLoss.P' expects a value of type float, got a str",
+        ),
         (["LONG_TAIL.LOSS.SeesawLoss.P", "1"], "write 2.0, not 2"),
     ],
 )

@@ -28,7 +28,7 @@ ODD_VALUES = st.one_of(
 
 REMEDY = re.compile(
     r"add|remove|mend|correct|complete|number them|renumber|get it again|cut short|export|write|"
-    r"check|pass|give|name|set |convert|encode|expected|compare|did you mean|decreas|use |see "
+    r"check|pass|give|name|set |convert|encode|expect|compare|did you mean|decreas|use |see "
 )
 
 
