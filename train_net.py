@@ -68,7 +68,9 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
         results = LongTailTrainer.test_predictions(cfg)
     else:
         model = LongTailTrainer.build_model(cfg)
-        checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = LongTailCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_pickle=cfg.LONG_TAIL.ALLOW_PICKLE
+        )
         checkpointer.strict = True
         checkpointer.load(cfg.MODEL.WEIGHTS)
         results = LongTailTrainer.test(cfg, model)

@@ -59,6 +59,10 @@ def add_long_tail_config(cfg: CfgNode) -> None:
     # With SOLVER.AMP.ENABLED: "float16", or "bfloat16", which also runs on CPUs.
     cfg.LONG_TAIL.SOLVER.AMP_DTYPE = "float16"
 
+    # Read checkpoints and proposal files that are pickles of any Python object. Such a file can run
+    # any program: only for files whose maker you trust.
+    cfg.LONG_TAIL.ALLOW_PICKLE = False
+
     # At test time the stages of a cascade are averaged as "scores", Detectron2's way, or as
     # "logits", from which scores are made once.
     cfg.LONG_TAIL.CASCADE_AVERAGE = "scores"

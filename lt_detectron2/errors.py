@@ -15,3 +15,7 @@ class DatasetError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing or does not fit the model."""
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """A loss became infinite or no number; the step is saved for `lt-detectron2 replay`."""

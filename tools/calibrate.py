@@ -68,7 +68,7 @@ def calibrate(arguments: argparse.Namespace) -> tuple[Path, str]:
 
     statistics = training_statistics(cfg)
     model = build_model(cfg).eval()
-    checkpointer = LongTailCheckpointer(model)
+    checkpointer = LongTailCheckpointer(model, allow_pickle=cfg.LONG_TAIL.ALLOW_PICKLE)
     checkpointer.strict = True
     checkpointer.load(cfg.MODEL.WEIGHTS)
     prepare_calibration(cfg, model)

@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "write report.md and report.html of a training or evaluation anew",
     "compare": "two runs: metrics and every class, with intervals and figures",
     "make-lt": "cut a long tail out of any COCO annotation file",
+    "replay": "run a step again whose loss became infinite or no number",
     "doctor": "say whether everything needed works here, with a remedy for what does not",
 }
 """What each subcommand does, by name; `a-b` is the module `a_b`."""

@@ -160,8 +160,7 @@ def read_statistics(path: str) -> ClassStatistics:
     if not os.path.isfile(path):
         raise DatasetError(f"LONG_TAIL.STATISTICS: no file {path!r}; give a checkpoint or a JSON")
     if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
+        state = _json_statistics(path)
     else:
         state = _checkpoint_statistics(path)
     if not state:
@@ -169,15 +168,37 @@ def read_statistics(path: str) -> ClassStatistics:
             f"{path!r} holds no class statistics: it was not written by this library; set "
             "DATASETS.TRAIN, or LONG_TAIL.STATISTICS to a class_statistics.json"
         )
-    return ClassStatistics.from_state_dict(state)
+    try:
+        return ClassStatistics.from_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DatasetError(
+            f"{path!r} holds no usable class statistics ({type(error).__name__}: {error}): give "
+            "the class_statistics.json of a training"
+        ) from error
+
+
+def _json_statistics(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{path!r} is not valid JSON ({error}): was the copy cut short?"
+        ) from error
 
 
 @lru_cache(maxsize=4)
 def _checkpoint_statistics(path: str) -> dict[str, Any] | None:
     if not path.endswith((".pth", ".pt")):  # zoo files are pickles, and hold no statistics of ours
         return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint.get(STATISTICS_KEY)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives fail in many ways, and full pickles are refused
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DatasetError(
+            f"{path!r} cannot be read for its class counts ({reason}): set LONG_TAIL.STATISTICS to "
+            "a class_statistics.json"
+        ) from error
+    return checkpoint.get(STATISTICS_KEY) if isinstance(checkpoint, dict) else None
 
 
 def write_statistics(statistics: ClassStatistics, path: str | Path) -> None:
@@ -255,7 +276,8 @@ def _check_num_classes(cfg: CfgNode, statistics: ClassStatistics) -> None:
 
 
 def _cache_path(name: str, json_file: str) -> Path:
-    return Path(json_file).with_name(f"{Path(json_file).stem}.{name}.class_statistics.json")
+    file_name = name.replace(os.sep, "_")  # a name leads nowhere else
+    return Path(json_file).with_name(f"{Path(json_file).stem}.{file_name}.class_statistics.json")
 
 
 def _read_cache(name: str, json_file: str, digest: str) -> ClassStatistics | None:

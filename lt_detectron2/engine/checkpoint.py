@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from ..errors import CheckpointError, ConfigError
 from ..modeling.freeze import select
 from ..statistics import ClassStatistics
+from .safe_loading import load_checkpoint_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
     Args:
         reinit: names and patterns of what is not taken from a checkpoint, but for resuming;
             see :func:`~lt_detectron2.modeling.freeze.select`.
+        allow_pickle: read files that may run any program; see `safe_loading`.
 
     Attributes:
         strict: raise if the model has a parameter that the checkpoint lacks or has in another
@@ -56,10 +58,12 @@ class LongTailCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         reinit: Sequence[str] = (),
+        allow_pickle: bool = False,
         **kwargs: Any,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.reinit = tuple(reinit)
+        self.allow_pickle = allow_pickle
         self.strict = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -78,6 +82,18 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 f"no checkpoint at {path!r}: check MODEL.WEIGHTS (empty starts from scratch)"
             )
         return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = load_checkpoint_file(filename, allow_pickle=self.allow_pickle)
+        if filename.endswith(".pkl") and not ("model" in content and "__author__" in content):
+            blobs = content.get("blobs", content)  # of Caffe2, detectors and backbones
+            weights = {name: v for name, v in blobs.items() if not name.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith(".pyth"):  # of pycls
+            weights = content.get("model_state", content)
+            weights = {n: v for n, v in weights.items() if not n.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return content if "model" in content else {"model": content}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self.reinit and not self.strict:

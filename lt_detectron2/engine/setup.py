@@ -122,6 +122,11 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not cfg.LONG_TAIL.EVAL.PREDICTIONS:
         for name in (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)):
             check_image_files(name)
+    if cfg.MODEL.LOAD_PROPOSALS and not cfg.LONG_TAIL.ALLOW_PICKLE:
+        raise ConfigError(
+            "MODEL.LOAD_PROPOSALS reads pickles, which can run any program: set "
+            "LONG_TAIL.ALLOW_PICKLE True if you trust whoever made DATASETS.PROPOSAL_FILES_*"
+        )
     if args.eval_only and not (cfg.MODEL.WEIGHTS or cfg.LONG_TAIL.EVAL.PREDICTIONS):
         raise ConfigError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
     _check_writable(cfg.OUTPUT_DIR)

@@ -40,6 +40,7 @@ from .feature_memory import fill_feature_memory
 from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
+from .non_finite import LastStep, NonFiniteValues, check_losses, explain_non_finite
 from .random_state import keeping_random_state, random_state, set_random_state
 from .steps import build_step_trainer
 from .writers import build_writers
@@ -72,13 +73,16 @@ class LongTailTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = _wrap_for_processes(model)
+        self._last_step = LastStep(model)
         images = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer, images)
+        check_losses(self._trainer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             reinit=cfg.LONG_TAIL.REINIT,
+            allow_pickle=cfg.LONG_TAIL.ALLOW_PICKLE,
             trainer=weakref.proxy(self),
             **{STATISTICS_KEY: StatisticsRecord(self.statistics)},
         )
@@ -110,6 +114,21 @@ class LongTailTrainer(DefaultTrainer):
         if self._random_state is not None:
             getattr(self._trainer, "_data_loader_iter", None)  # to be made it draws a seed
             set_random_state(self._random_state)
+
+    def run_step(self) -> None:
+        """
+        As DefaultTrainer.
+
+        Raises:
+            NonFiniteLossError: a loss is infinite or no number; the step is saved for replay.
+        """
+        self._last_step.forget()
+        try:
+            super().run_step()
+        except NonFiniteValues as found:
+            raise explain_non_finite(
+                found.terms, self.iter, self._last_step, self.model, self.statistics, self.cfg
+            ) from None
 
     def build_hooks(self) -> list[HookBase | None]:
         # First, so that what it counts is in the checkpoint, and what it logs is written.
@@ -198,9 +217,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Raises:
         ConfigError: the type is not known.
     """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    if len(cfg.DATASETS.TEST) > 1:
-        folder = os.path.join(folder, dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     evaluators = {
         "lvis": LongTailLVISEvaluator,
@@ -217,11 +233,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     return evaluators[kind](
         dataset_name,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        output_dir=folder,
+        output_dir=evaluation_folder(cfg, dataset_name),
         statistics=training_statistics(cfg, required=False),
         options=_evaluation_options(cfg),
         **caps.get(kind, {}),
     )
+
+
+def evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where the results of a test set go; no name leads out of OUTPUT_DIR."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = os.path.join(folder, dataset_name.replace(os.sep, "_"))
+    return folder
 
 
 def _evaluation_options(cfg: CfgNode) -> EvaluationOptions:

@@ -1,15 +1,31 @@
 """Sums over processes, for losses that accumulate state while they train."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_is_alone = False
+
 
 def world_size() -> int:
     """Processes in the default group; 1 without one, so that every loss runs in one process."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _is_alone:
         return dist.get_world_size()
     return 1
+
+
+@contextmanager
+def without_others() -> Iterator[None]:
+    """Within, this process sums alone: for what only one of several processes runs."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def all_reduce_sum(*tensors: Tensor) -> list[Tensor]:

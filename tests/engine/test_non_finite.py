@@ -1,0 +1,148 @@
+"""A loss that is no number: what the error says, what is saved, and that it can be replayed."""
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+
+from lt_detectron2.commands.command_line import main
+from lt_detectron2.data import statistics as data_statistics
+from lt_detectron2.engine.non_finite import decode, encode, losses_by_image
+from lt_detectron2.engine.setup import load_config
+from lt_detectron2.engine.trainer import LongTailTrainer
+from lt_detectron2.errors import NonFiniteLossError
+from tests.engine import small_set
+from tests.modeling.detectors import NUM_CLASSES
+
+NAME = "non_finite_test_set"
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    small_set.register(NAME, tmp_path)
+    cfg = load_config(
+        "configs/SynthLT/softmax_smoke.yaml",
+        ["DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
+        + ["MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES), "SOLVER.IMS_PER_BATCH", "8"]
+        + ["LONG_TAIL.LOSS.NAME", "DropLoss", "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "3"]
+        + ["DATALOADER.NUM_WORKERS", "0", "MODEL.MASK_ON", "True"],
+    )
+    yield LongTailTrainer(cfg)
+    small_set.unregister(NAME)
+    data_statistics._known.clear()
+
+
+def classification_loss(trainer):
+    return trainer.model.roi_heads.box_predictor.classification_loss
+
+
+def spoil(trainer, spoiled_class):
+    """Make the classification loss no number where a class is present, from iteration 1 on."""
+    loss = classification_loss(trainer)
+    forward = loss.forward
+
+    def spoiled(logits, targets, **more):
+        value = forward(logits, targets, **more)
+        if trainer.iter >= 1 and (targets == spoiled_class).any():
+            value = value * float("nan")
+        return value
+
+    loss.forward = spoiled
+
+
+def test_images_and_classes_are_named(trainer, tmp_path, capsys):
+    """The error names iteration, term, the image that alone gives it and its classes."""
+    spoil(trainer, 4)  # only image 5 holds it
+    with pytest.raises(NonFiniteLossError) as raised:
+        trainer.train()
+    message = str(raised.value)
+    assert "loss_cls is nan" in message and "at iteration 1" in message
+    assert "loss_box_reg" in message  # with its value, which is finite
+    assert "each of these images alone gives it: image 5 with class 0, class 4" in message
+    assert "The weights are finite: look at these images" in message
+    (path,) = (tmp_path / "non_finite").iterdir()
+    assert f"lt-detectron2 replay {path}" in message and path.name == "iteration_0000001.pth"
+
+    saved = torch.load(path, weights_only=True)
+    assert len(saved["batch"]) == 8
+    assert [i["image_id"] for i in saved["images"] if i["is_cause"]] == [5]
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(saved["model"][name], value), name  # no step was taken
+
+    assert main(["replay", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("iteration 1: loss_rpn_cls") or "loss_cls nan <--" in lines[0]
+    replayed = dict(pair.rsplit(" ", 1) for pair in lines[1].split(": ", 1)[1].split(", "))
+    for term, value in saved["terms"].items():
+        if term != "loss_cls":  # it is right without what the test did to it
+            assert float(replayed[term]) == pytest.approx(value, rel=1e-4), term
+    assert len(lines) == 2 + 8
+
+
+def test_diverged_weights_are_named(trainer, tmp_path, capsys):
+    """Weights that are no numbers already are named as the reason, and replayed as such."""
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor.bbox_pred.weight[0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match="1 parameters or buffers were not finite before"):
+        trainer.train()
+    (path,) = (tmp_path / "non_finite").iterdir()
+    assert main(["replay", str(path)]) == 0
+    assert "loss_box_reg nan <--" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_state_of_the_loss_is_left_alone(trainer):
+    """Looking for the images changes no state of a loss and draws no random number."""
+    spoil(trainer, 4)
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    before = {n: b.clone() for n, b in classification_loss(trainer).named_buffers()}
+    expected = torch.get_rng_state()
+    step = trainer._last_step
+    losses_by_image(trainer.model, step.batch, step.random)
+    assert torch.equal(torch.get_rng_state(), expected)
+    for name, buffer in classification_loss(trainer).named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_check_reads_each_loss_once(trainer, monkeypatch):
+    """The check takes no value from the device that Detectron2 would not have taken."""
+    calls = []
+    item = torch.Tensor.item
+    to_float = torch.Tensor.__float__
+
+    def counted(function):
+        def call(tensor):
+            if tensor.grad_fn is not None or tensor.requires_grad or tensor.dtype != torch.float64:
+                calls.append(tensor)
+            return function(tensor)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "item", counted(item))
+    monkeypatch.setattr(torch.Tensor, "__float__", counted(to_float))
+    terms = {"loss_cls": torch.tensor(1.0), "loss_box_reg": torch.tensor(2.0)}
+    written = []
+    monkeypatch.setattr(SimpleTrainer, "_write_metrics", lambda self, d, *a: written.append(d))
+    trainer._trainer._write_metrics(terms, 0.0)
+    assert len(calls) == len(terms)
+    assert {name: float(value) for name, value in written[0].items()} == {
+        "loss_cls": 1.0,
+        "loss_box_reg": 2.0,
+    }
+
+
+def test_inputs_survive_a_file(tmp_path):
+    """Images, boxes and masks of both kinds are the same after a file without pickle."""
+    instances = Instances((8, 9))
+    instances.gt_boxes = Boxes(torch.tensor([[0.0, 1, 2, 3]]))
+    instances.gt_classes = torch.tensor([4])
+    instances.gt_masks = PolygonMasks([[[0.0, 0, 3, 0, 3, 3]]])
+    instances.gt_bits = BitMasks(torch.ones(1, 8, 9, dtype=torch.bool))
+    batch = {"image": torch.zeros(3, 8, 9, dtype=torch.uint8), "image_id": 5, "height": 8}
+    torch.save(encode({**batch, "instances": instances}), tmp_path / "file.pth")
+    found = decode(torch.load(tmp_path / "file.pth", weights_only=True))
+    assert found["image_id"] == 5 and torch.equal(found["image"], batch["image"])
+    assert found["instances"].image_size == (8, 9)
+    assert torch.equal(found["instances"].gt_boxes.tensor, instances.gt_boxes.tensor)
+    assert torch.equal(found["instances"].gt_bits.tensor, instances.gt_bits.tensor)
+    assert found["instances"].gt_masks.polygons[0][0].tolist() == [0, 0, 3, 0, 3, 3]
