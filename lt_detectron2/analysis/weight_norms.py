@@ -13,7 +13,6 @@ which the mean is drawn.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine.safe_loading import load_checkpoint_file
 from ..errors import CheckpointError, UserError
 from ..statistics import ClassStatistics
 from .classes import SOURCE_HELP, by_frequency, class_columns, groups_of, read_counts
@@ -111,14 +111,7 @@ def checkpoint_of(run: str | Path) -> Path:
 
 def read_state(path: Path) -> dict[str, Tensor | np.ndarray]:
     """The weights of a checkpoint by key: a .pth file, or a .pkl file of Detectron2's model zoo."""
-    if path.suffix == ".pkl":
-        with path.open("rb") as file:
-            state = pickle.load(file, encoding="latin1")  # as Detectron2 does; runs code in it
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
+    state = load_checkpoint_file(str(path))
     return state.get("model", state.get("state_dict", state))
 
 

@@ -51,7 +51,9 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
             "since they can run any program; write plain values"
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{config_file} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(
+            f"{config_file} is not valid YAML, correct it: {_one_line(error)}"
+        ) from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"{config_file}, or a _BASE_ of it, cannot be read ({error}): expected a text file, "
@@ -155,8 +157,8 @@ def _explain_key_error(cfg: CfgNode, error: Exception) -> str:
         return f"config: {error}"
     key = match.group(1).rstrip(".")
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
-    return f"config key {key!r} does not exist{hint}"
+    hint = f"did you mean {', '.join(close)}?" if close else "compare it with configs/"
+    return f"config key {key!r} does not exist; {hint}"
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -89,7 +89,7 @@ def test_what_is_refused(tmp_path):
         read_norms(tmp_path, "", STATISTICS)
     path = tmp_path / "model.pth"
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="damaged"):
         read_norms(path, "", STATISTICS)
     save(path, **{"backbone.weight": torch.ones(2, 2)})
     with pytest.raises(CheckpointError, match="has no classifier"):
