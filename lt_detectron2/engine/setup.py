@@ -154,7 +154,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 def _explain_key_error(cfg: CfgNode, error: Exception) -> str:
     match = re.search(r"[Kk]ey:? '?([\w.]+)'?", str(error))
     if not match:
-        return f"config: {error}"
+        return f"config: {error}: write keys like those in configs/"
     key = match.group(1).rstrip(".")
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "compare it with configs/"
