@@ -24,8 +24,9 @@ from . import samplers
 from .episodes import LabelledEpisodes, LabelledRecords, MarkSampledObjects
 from .image_classes import ImageClasses
 from .images import build_mapper
+from .record_store import SharedRecords
 from .samplers import EpisodicSampler, LongTailSampler, ResumableSampler, ResumedSampler
-from .shared_records import SharedRecords, shared_records
+from .shared_records import shared_records
 from .validate import check_masks
 
 logger = logging.getLogger(__name__)

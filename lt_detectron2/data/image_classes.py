@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import ClassStatistics
-from .shared_records import SharedRecords
+from .record_store import SharedRecords
 
 
 @dataclass(frozen=True, eq=False)

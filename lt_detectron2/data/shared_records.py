@@ -17,24 +17,19 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import detectron2
-import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..errors import DatasetError
 from . import record_store
 from .datasets.annotation_json import AnnotationSummary, known_summary, remember_summary
 from .digest import file_digest
-from .record_store import Record, RecordStore
+from .record_store import Record, RecordStore, SharedRecords
 from .validate import load_records
 
 logger = logging.getLogger(__name__)
@@ -54,80 +49,6 @@ LOADERS = (
 
 METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id")
 """What loaders set in the metadata of a set while they read it."""
-
-
-class SharedRecords(Dataset):
-    """
-    Records of one or more data sets, as one sequence.
-
-    Args:
-        stores: a file of records for each set.
-        filter_empty: leave out images without an object to train on, as Detectron2 does.
-    """
-
-    def __init__(self, stores: Sequence[RecordStore], filter_empty: bool):
-        self.stores = list(stores)
-        self._starts = np.cumsum([0, *(len(store) for store in stores)])
-        num_records = int(self._starts[-1])
-        self.rows = np.arange(num_records)
-        if filter_empty:
-            image, is_object = self._annotations[0], ~self._annotations[2]
-            self.rows = np.flatnonzero(np.bincount(image[is_object], minlength=num_records))
-            logger.info("%d of %d images have objects to train on", len(self.rows), num_records)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        row = self.rows[index]
-        store = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.stores[store][row - self._starts[store]]
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
-
-    @cached_property
-    def _annotations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of all annotations (A,) the record before filtering, the class, and whether a crowd."""
-        sizes = np.concatenate([store.num_annotations for store in self.stores])
-        return (
-            np.repeat(np.arange(len(sizes)), sizes),
-            np.concatenate([store.categories for store in self.stores]),
-            np.concatenate([store.crowds for store in self.stores]),
-        )
-
-    def _pairs(self, with_crowds: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Position and class of the annotations of all records that were not left out."""
-        image, category, crowd = self._annotations
-        position = np.full(int(self._starts[-1]), -1)
-        position[self.rows] = np.arange(len(self.rows))
-        kept = position[image] >= 0
-        if not with_crowds:
-            kept &= ~crowd
-        return position[image[kept]], category[kept].astype(np.int64)
-
-    def objects(self) -> tuple[Tensor, Tensor]:
-        """(objects,) int64 image and class of each; without crowds, which nobody trains on."""
-        image, category = self._pairs(with_crowds=False)
-        return torch.from_numpy(image), torch.from_numpy(category)
-
-    def without_masks(self) -> list[Record]:
-        """Records with an object that has no segmentation."""
-        masks = np.concatenate([store.masks for store in self.stores])
-        image, _, crowd = self._annotations
-        lacking = np.unique(image[~masks & ~crowd])
-        return [self[i] for i in np.flatnonzero(np.isin(self.rows, lacking)).tolist()]
-
-    def class_records(self) -> list[Record]:
-        """Records that know the classes of their annotations, each once, and nothing else."""
-        image, category = self._pairs(with_crowds=True)
-        width = int(category.max(initial=0)) + 1
-        image, category = np.divmod(np.unique(image * width + category), width)
-        entries = [{"category_id": c} for c in range(width)]
-        records: list[Record] = [{"annotations": []} for _ in range(len(self))]
-        for i, c in zip(image.tolist(), category.tolist()):
-            records[i]["annotations"].append(entries[c])
-        return records
 
 
 def shared_records(names: Sequence[str], filter_empty: bool) -> SharedRecords | None:
@@ -167,6 +88,7 @@ def shared_records(names: Sequence[str], filter_empty: bool) -> SharedRecords | 
 def parse_once(name: str) -> Sequence[Record]:
     """
     Records of one data set, parsed and kept for next time unless that was done before.
+
     Raises:
         DatasetError: as `load_records`.
     """

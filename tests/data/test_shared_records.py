@@ -17,8 +17,7 @@ from lt_detectron2.data.datasets import annotation_json
 from lt_detectron2.data.datasets.custom import register_dataset
 from lt_detectron2.data.digest import file_digest
 from lt_detectron2.data.image_classes import ImageClasses
-from lt_detectron2.data.record_store import RecordStore
-from lt_detectron2.data.shared_records import SharedRecords
+from lt_detectron2.data.record_store import RecordStore, SharedRecords
 from lt_detectron2.data.statistics import count_classes
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.errors import DatasetError
