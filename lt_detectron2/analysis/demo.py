@@ -5,7 +5,7 @@ See a plain detector miss the rare classes and a long-tail one find them, on gen
     python -m lt_detectron2.analysis.demo --seeds 0 1 2 --methods softmax eqlv2 eqlv2_rfs
 
 Trains the methods with the same seeds and schedule, evaluates them by the LVIS metric, prints a
-table and writes report.md with figures. What is finished is not trained again; --fresh does.
+table and writes report.md and report.html. What is finished is not trained again; --fresh does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import ap_by_count, class_histogram, predictions
+from .run_report.document import Code, Document, Figure, Section, Table, write_document
 from .runs import Run, exit_status
-from .study import LABELS, make_runs, results_table, train_all
+from .study import LABELS, make_runs, results_rows, results_table, train_all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,63 +58,63 @@ def run_demo(
     table = results_table(runs)
     print("3. Box AP in percent, over all, rare, common and frequent classes\n")
     print(table)
-    return _write_report(output, profile, runs, table)
+    return _write_report(output, profile, runs)
 
 
-def _write_report(
-    output: Path, profile: str, runs: Mapping[str, Sequence[Run]], table: str
-) -> Path:
+def _write_report(output: Path, profile: str, runs: Mapping[str, Sequence[Run]]) -> Path:
     from detectron2.data import DatasetCatalog
 
     from ..data import datasets  # noqa: F401
     from ..data.statistics import read_statistics
 
+    figures = output / "figures"
+    header, rows = results_rows(runs)
     baseline, method = list(runs)[0], list(runs)[-1]
     folders = (runs[baseline][0].folder, runs[method][0].folder)
     labels = (LABELS.get(baseline, baseline), LABELS.get(method, method))
     statistics = read_statistics(str(folders[0] / "class_statistics.json"))
     title = f"SynthLT {profile}: {statistics.num_images} images"
-    class_histogram.draw(statistics, output / "figures" / "classes.png", title)
-    ap_by_count.draw(*folders, labels, output / "figures" / "ap_by_count.png")
+    class_histogram.draw(statistics, figures / "classes.png", title)
+    ap_by_count.draw(*folders, labels, figures / "ap_by_count.png")
     records = DatasetCatalog.get(f"synthlt_{profile}_val")
-    predictions.draw(folders, labels, records, output / "figures" / "predictions.png")
+    predictions.draw(folders, labels, records, figures / "predictions.png")
     commands = "\n".join(
         f"python train_net.py --config-file {run.config} OUTPUT_DIR {run.folder.name} "
         + " ".join(run.overrides)
         for repeated in runs.values()
         for run in repeated
     )
-    report = output / "report.md"
-    report.write_text(
-        f"""# SynthLT {profile}: {labels[0]} against {labels[1]}
-
-Box AP in percent on the validation set, by the LVIS metric: over all classes, and over the rare
-(up to 10 training images), common (up to 100) and frequent ones.
-
-{table}
-
-The training set: how many images every class has.
-
-![Training images of every class](figures/classes.png)
-
-AP of every class, from {labels[0]} (grey) to {labels[1]} (coloured).
-
-![AP of every class against its training images](figures/ap_by_count.png)
-
-The validation images on which the two differ most; labels end in the class's group (r, c, f). Each
-panel shows as many detections as there are objects, the best first.
-
-![Ground truth and detections](figures/predictions.png)
-
-To train a row by hand:
-
-```
-{commands}
-```
-""",
-        encoding="utf-8",
+    document = Document(
+        title=f"SynthLT {profile}: {labels[0]} against {labels[1]}",
+        subtitle="Box AP in percent on the validation set, by the LVIS metric: over all classes, "
+        "and over the rare (up to 10 training images), common (up to 100) and frequent ones.",
+        lead=[Table(header, rows, num_texts=1)],
+        sections=[
+            Section("Data", [Figure(figures / "classes.png", "Training images of every class.")]),
+            Section(
+                "AP of every class",
+                [
+                    Figure(
+                        figures / "ap_by_count.png",
+                        f"From {labels[0]} (grey) to {labels[1]} (coloured).",
+                    )
+                ],
+            ),
+            Section(
+                "Examples",
+                [
+                    Figure(
+                        figures / "predictions.png",
+                        "The validation images on which the two differ most; labels end in the "
+                        "class's group (r, c, f). Each panel shows as many detections as there are "
+                        "objects, the best first.",
+                    )
+                ],
+            ),
+            Section("To train a row by hand", [Code(commands, "sh")]),
+        ],
     )
-    return report
+    return write_document(document, output)[0]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

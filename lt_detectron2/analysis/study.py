@@ -118,16 +118,19 @@ def train_all(profile: str, runs: Mapping[str, Sequence[Run]]) -> None:
 
 def results_table(runs: Mapping[str, Sequence[Run]]) -> str:
     """Markdown: a row a method, mean over seeds and, for several, the standard deviation."""
-    lines = [
-        "| method | seeds | " + " | ".join(METRICS) + " |",
-        "|---|---|" + "--:|" * len(METRICS),
-    ]
+    header, rows = results_rows(runs)
+    lines = [header, ["---", "---", *["--:"] * len(METRICS)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def results_rows(runs: Mapping[str, Sequence[Run]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of :func:`results_table`."""
+    rows = []
     for method, repeated in runs.items():
         results = [run.results()["bbox"] for run in repeated]
         cells = [mean_and_spread([result[metric] for result in results]) for metric in METRICS]
-        row = [LABELS.get(method, method), str(len(repeated)), *cells]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        rows.append([LABELS.get(method, method), str(len(repeated)), *cells])
+    return ["method", "seeds", *METRICS], rows
 
 
 def finished_runs(profile: str, output: Path) -> dict[str, list[Run]]:

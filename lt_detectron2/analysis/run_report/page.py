@@ -57,7 +57,8 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8p
 span.rare { color: var(--rare); } span.common { color: var(--common); }
 span.frequent { color: var(--frequent); }
 td span.rare, td span.common, td span.frequent { font-size: .85em; }
-.table { overflow: auto; max-height: 34rem; margin: .9rem 0; }
+.table { overflow-x: auto; margin: .9rem 0; }
+details .table { overflow: auto; max-height: 34rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th { position: sticky; top: 0; background: var(--page); color: var(--soft); font-weight: 600;
   box-shadow: inset 0 -1px var(--line); }
@@ -75,7 +76,7 @@ figcaption { color: var(--soft); font-size: .88rem; max-width: 46rem; }
 .gallery img { width: 100%; border-radius: 6px; display: block; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--link); }
-@media print { nav { display: none; } .table, pre { max-height: none; overflow: visible; } }
+@media print { nav { display: none; } details .table, pre { max-height: none; overflow: visible; } }
 </style>
 </head>
 <body>
