@@ -109,9 +109,12 @@ def main(
     cases: Sequence[Case],
     targets: Callable[[Case], Sequence[Target]],
     max_extra_tensors: float = float("inf"),
+    is_short: Callable[[Case], bool] = lambda case: True,
 ) -> int:
     """
     Parse the command line, measure, print a table and append to ``results/<benchmark>.csv``.
+
+    ``--short`` measures the cases of ``is_short`` only, in one process.
 
     Returns:
         Exit status: 1 if a target was missed.
@@ -120,6 +123,7 @@ def main(
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes a case")
     parser.add_argument("--turns", type=int, default=7, help="turns in a process")
+    parser.add_argument("--short", action="store_true", help="a few cases, in one process")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument(
         "--clock",
@@ -129,14 +133,15 @@ def main(
     )
     parser.add_argument("--no-save", action="store_true", help="print the table only")
     arguments = parser.parse_args()
+    processes = 1 if arguments.short else arguments.processes
     missed = []
     rows = []
     for case in cases:
-        if arguments.case not in case.name:
+        if arguments.case not in case.name or (arguments.short and not is_short(case)):
             continue
         load = os.getloadavg()[0]
         setting = Setting(arguments.turns, arguments.threads, arguments.clock)
-        result = measure(case, arguments.processes, setting)
+        result = measure(case, processes, setting)
         rows += _rows(benchmark, case, result, setting, load)
         print(f"{case.name}, largest error {result.error:.1e}")
         for row in rows[-len(result.seconds) :]:

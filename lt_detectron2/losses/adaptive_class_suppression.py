@@ -61,7 +61,8 @@ class AdaptiveClassSuppressionLoss(SigmoidCrossEntropyLoss):
         shares = torch.tensor(ratios, dtype=torch.float64)
         self.register_buffer("group_share", shares, persistent=False)  # (3,)
         groups = statistics.frequency_group()
-        self.register_buffer("class_group", groups, persistent=False)  # (K,)
+        in_group = F.pad(F.one_hot(groups, len(GROUP_NAMES)), (0, 0, 0, 1)).t().float()
+        self.register_buffer("in_group", in_group, persistent=False)  # (3, K+1) 0 or 1
         min_score = torch.zeros(2, num_classes + 1)
         min_score[1] = score_threshold
         self.register_buffer("min_score", min_score, persistent=False)  # (2, K+1)
@@ -75,9 +76,9 @@ class AdaptiveClassSuppressionLoss(SigmoidCrossEntropyLoss):
         quota = (is_background.sum() * self.group_share).floor()
         draws = self.uniform((len(logits), len(GROUP_NAMES)))
         chosen = choose_regions(is_background.expand_as(draws), quota, draws)  # (R, 3)
-        # On a background region the last column is its own, on others it is never drawn.
-        suppressed = (chosen | ~is_background)[:, F.pad(self.class_group, (0, 1))]
-        return TermWeights(min_score=self.min_score, mask=suppressed)
+        # The last column is the background's own.
+        mask = (chosen.float() @ self.in_group).maximum((~is_background).float())
+        return TermWeights(min_score=self.min_score, mask=mask)
 
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -136,7 +136,7 @@ class ClassificationLoss(nn.Module, ABC):
         Draw float32 numbers from [0, 1) on the device of the loss's buffers.
 
         The one source of randomness of the methods that need some; every process draws its own.
-        Override it to replay recorded draws.
+        Override it to replay recorded draws. The caller may overwrite them.
         """
         return torch.rand(tuple(shape), device=next(self.buffers()).device)
 

@@ -12,7 +12,6 @@ from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 from .equalization import EqualizationLoss
-from .sampling import spread
 
 BACKGROUND_RULES = ("drop", "drop_all", "equalize", "keep")
 
@@ -68,8 +67,6 @@ class DropLoss(EqualizationLoss):
             raise ValueError(f"background_base must be a number above 1, got {background_base}")
         self.background_rule = background_rule
         self.background_base = float(background_base)
-        tail = self.is_tail.nonzero()[:, 0]
-        self.register_buffer("tail", tail, persistent=False)  # (T,) tail classes
 
     def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
         weights = super().term_weights(logits, targets)
@@ -83,13 +80,13 @@ class DropLoss(EqualizationLoss):
         if self.background_rule == "equalize":
             minus_log_score = -F.logsigmoid(logits.detach()) / math.log(self.background_base)
             return 1 - self.is_tail * minus_log_score.clamp(max=1)
-        rho = tail_share(targets, self.is_tail)
-        if self.background_rule == "drop":
-            keeps = self.uniform((len(targets), len(self.tail))) <= rho
-            return spread(keeps, self.tail, self.num_classes)
+        rho = tail_share(targets, self.is_tail).float()
         is_foreground = (targets < self.num_classes)[:, None]
+        if self.background_rule == "drop":
+            return self.uniform(logits.shape).le_(torch.where(self.is_tail, rho, 1.0))
         threshold = torch.where(self.is_tail | ~is_foreground.any(), rho, 1 - rho)
-        return is_foreground | (self.uniform(logits.shape) <= threshold)
+        keeps = self.uniform(logits.shape).le_(threshold)
+        return keeps.maximum(is_foreground.to(keeps.dtype))
 
 
 def tail_share(targets: Tensor, is_tail: Tensor, *, over_processes: bool = False) -> Tensor:

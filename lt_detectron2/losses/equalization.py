@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import LogitShifts, TermWeights
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
-from .sampling import spread
 
 
 class EqualizationLoss(SigmoidCrossEntropyLoss):
@@ -81,13 +81,12 @@ class SoftmaxEqualizationLoss(SoftmaxCrossEntropyLoss):
             raise ValueError(f"gamma must be a probability in 0..1, got {gamma}: SEQL uses 0.9")
         self.gamma = float(gamma)
         is_tail = tail_classes(statistics, num_classes, frequency_threshold)
-        tail = is_tail.nonzero()[:, 0]
-        self.register_buffer("tail", tail, persistent=False)  # (T,) tail classes
+        self.register_buffer("is_tail", F.pad(is_tail, (0, 1)), persistent=False)  # (K+1,) bool
 
     def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
-        keeps = self.uniform((len(targets), len(self.tail))) >= self.gamma
-        keeps |= (targets == self.num_classes)[:, None]
-        return LogitShifts(dropped=~spread(keeps, self.tail, self.num_logits))
+        keeps = self.uniform(logits.shape).ge_(self.gamma * self.is_tail)
+        is_background = (targets == self.num_classes)[:, None]
+        return LogitShifts(kept=keeps.maximum(is_background.to(keeps.dtype)))
 
 
 def tail_classes(

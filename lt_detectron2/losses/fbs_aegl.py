@@ -16,7 +16,6 @@ from .cross_entropy import SigmoidCrossEntropyLoss
 from .drop import tail_share
 from .equalization import tail_classes
 from .gumbel import GumbelTerms, gumbel, init_gumbel_classifier
-from .sampling import spread
 
 ACTIVATIONS = ("sigmoid", "gumbel")
 BACKGROUND_GATES = ("all", "low", "off")
@@ -117,7 +116,6 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         self.sync_sigma = sync_sigma
         is_low = tail_classes(statistics, num_classes, frequency_threshold)
         self.register_buffer("is_low", is_low, persistent=False)  # (K,) bool
-        self.register_buffer("low", is_low.nonzero()[:, 0], persistent=False)  # (T,) low classes
         factor = self._weighting_factor(statistics.instance_count)
         self.register_buffer("class_factor", factor, persistent=False)  # (K,)
         gate = {
@@ -161,13 +159,15 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         return factor / factor.mean() if self.normalize_factor else factor
 
     def _keep(self, targets: Tensor) -> Tensor | None:
-        """(R, K) bool b_ij, True on foreground regions; None if it is 1 everywhere."""
+        """(R, K) b_ij, 1 on foreground regions; None if it is 1 everywhere."""
         if self.keep_rule == "always":
             return None
         over_processes = self.sync_sigma and self.is_accumulating
-        sigma = tail_share(targets, self.is_low, over_processes=over_processes)
-        drawn = self.uniform((len(targets), len(self.low))) < sigma
-        if self.keep_rule == "literal":
-            drawn = ~drawn & (sigma > 0)
-        drawn |= (targets < self.num_classes)[:, None]
-        return spread(drawn, self.low, self.num_classes)
+        sigma = tail_share(targets, self.is_low, over_processes=over_processes).float()
+        draws = self.uniform((len(targets), self.num_classes))
+        if self.keep_rule == "share":
+            keeps = draws.lt_(torch.where(self.is_low, sigma, 1.0))
+        else:
+            keeps = draws.ge_(torch.where(self.is_low, torch.where(sigma > 0, sigma, 1.0), 0.0))
+        is_foreground = (targets < self.num_classes)[:, None]
+        return keeps.maximum(is_foreground.to(keeps.dtype))

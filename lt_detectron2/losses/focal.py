@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import TermWeights
-from ..ops.sigmoid_ce import BinaryTerms
+from ..ops.one_pass import exp_of
+from ..ops.sigmoid_ce import BinaryTerms, softplus
 from .base import check_non_negative
 from .cross_entropy import SigmoidCrossEntropyLoss
 
@@ -104,7 +104,7 @@ class FocalTerms:
         return value, -slope
 
     def _terms(self, x: Tensor, gamma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        score, entropy = x.sigmoid(), F.softplus(x)
-        modulation = (gamma * (x - entropy)).exp_()  # x - entropy = log sigmoid(x)
+        score, entropy = x.sigmoid(), softplus(x)
+        modulation = exp_of((x - entropy).mul_(gamma))  # x - entropy = log sigmoid(x)
         slope = torch.addcmul(score, 1 - score, gamma * entropy).mul_(modulation)
         return score, modulation.mul_(entropy), slope

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import TermWeights
+from ..ops.one_pass import exp_of
 from ..ops.sigmoid_ce import BinaryTerms
 from ..statistics import ClassStatistics
 from .drop import DropLoss
@@ -120,35 +119,25 @@ class GumbelTerms:
         self.floored = floored
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        clamped, e, p = self._distribution(x)
-        if self.floored:
-            slope = e * p.square() / self._floored_variance(p)
-            value = torch.log1p(-p).neg_()
-        else:
-            slope = e / torch.expm1(e)
-            value = -_log1mexp(e)
-        return p, value, slope.mul_(clamped == x)
+        e, p = self._distribution(x)
+        # The floor is no matter here: where p (1 - p) is that small, so is p e.
+        odds = p / (1 - p if self.floored else -torch.expm1(-e))
+        slope = e.mul_(odds)
+        slope *= torch.le(x, MAX_LOGIT, out=torch.empty_like(x))  # below MIN_LOGIT it is 0
+        return p, odds.log1p_(), slope
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        clamped, e, p = self._distribution(x)
-        slope = -e * (p * (1 - p) / self._floored_variance(p) if self.floored else 1)
-        return e, slope * (clamped == x)
+        e, p = self._distribution(x)
+        variance = p * (1 - p)
+        slope = -e * (variance / variance.clamp(min=1e-12) if self.floored else 1)
+        return e, slope * ((x >= MIN_LOGIT) & (x <= MAX_LOGIT))
 
-    def _distribution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        clamped = x.clamp(MIN_LOGIT, MAX_LOGIT)
-        e = torch.exp(-clamped)
-        return clamped, e, torch.exp(-e)
-
-    def _floored_variance(self, p: Tensor) -> Tensor:
-        return (p * (1 - p)).clamp_(min=1e-12)
+    def _distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        e = exp_of(x.clamp(MIN_LOGIT, MAX_LOGIT), -1)
+        return e, exp_of(e, -1)
 
 
 def init_gumbel_classifier(classifier: nn.Linear) -> None:
     """Initialise a classifier as the official code does."""
     nn.init.constant_(classifier.weight, INITIAL_WEIGHT)
     nn.init.constant_(classifier.bias, INITIAL_BIAS)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(-x)) of positive numbers, without cancellation."""
-    return torch.where(x > math.log(2), torch.log1p(-torch.exp(-x)), torch.log(-torch.expm1(-x)))

@@ -16,11 +16,6 @@ def choose_regions(candidates: Tensor, quota: Tensor, draws: Tensor) -> Tensor:
     Returns:
         (R, G) bool.
     """
-    rank = draws.masked_fill(~candidates, 2.0).argsort(dim=0).argsort(dim=0)
-    return candidates & (rank < quota)
-
-
-def spread(mask: Tensor, columns: Tensor, num_columns: int) -> Tensor:
-    """(R, C) bool that is ``mask`` (R, T) in the columns (T,) and True in all others."""
-    everywhere = torch.ones(len(mask), num_columns, dtype=torch.bool, device=mask.device)
-    return everywhere.index_copy_(1, columns, mask)
+    order = draws.masked_fill(~candidates, 2.0).argsort(dim=0)
+    places = torch.arange(len(order), device=order.device)[:, None] < quota
+    return candidates & torch.zeros_like(candidates).scatter_(0, order, places)

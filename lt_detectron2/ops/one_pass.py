@@ -8,6 +8,7 @@ results in the cache; the backward pass only applies the factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 CPU_BLOCK = 1 << 17
 """Logits worked on at a time, so that intermediate results stay in the cache."""
+LOG2_E = math.log2(math.e)
 REDUCTIONS = ("none", "mean")
 IMPLEMENTATIONS = ("auto", "torch")
 """What ``implementation`` accepts; "auto" is the fastest that the device has."""
@@ -60,6 +62,15 @@ def looking_is_free(tensor: Tensor) -> bool:
     What depends on values is then skipped, e.g. rows of weight 0; elsewhere it is computed.
     """
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def exp_of(x: Tensor, factor: float = 1.0) -> Tensor:
+    """
+    exp(factor x), without a graph.
+
+    By way of exp2, which takes a quarter of the time of exp on the CPU; rounding grows by |x|.
+    """
+    return (LOG2_E * factor * x).exp2_()
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:

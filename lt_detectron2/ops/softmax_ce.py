@@ -21,6 +21,9 @@ from torch import Tensor
 from . import one_pass
 from .one_pass import OnePass, attach_gradient, check_choices, row_blocks, wants_gradient
 
+LEFT_OUT = 1e30
+"""Whose negative is far below all logits: its exponential is 0."""
+
 
 class Compensation(NamedTuple):
     """Raises columns that score higher than the row's own, see :class:`LogitShifts`."""
@@ -39,9 +42,8 @@ class LogitShifts(NamedTuple):
         x_ij = scale z_ij + offset_j + min(0, log_count_j - log_count_t)
                + q max(0, log s_ij - max(log s_it, log_floor))          other columns
 
-    with s = softmax(scale z). Dropped columns are -inf unless they are the row's own. What is None
-    does not take part; without own_offset the offset holds for the own column, too. Tables are of
-    any floating type.
+    with s = softmax(scale z). What is None does not take part; without own_offset the offset holds
+    for the own column, too, which is never left out. Tables are of any floating type.
     """
 
     scale: float = 1.0
@@ -52,13 +54,13 @@ class LogitShifts(NamedTuple):
     log_count: Tensor | None = None
     """(C,), times the exponent p: Seesaw's mitigation."""
     compensation: Compensation | None = None
-    dropped: Tensor | None = None
-    """(R, C) bool."""
+    kept: Tensor | None = None
+    """(R, C) 0 or 1, of any type; the logits' is fastest. 0 leaves a column out of a row."""
 
     @property
     def moves_columns_apart(self) -> bool:
         """Whether the own column is shifted otherwise than the same column of other rows."""
-        own = (self.own_offset, self.log_count, self.compensation, self.dropped)
+        own = (self.own_offset, self.log_count, self.compensation, self.kept)
         return any(item is not None for item in own)
 
 
@@ -135,7 +137,7 @@ def _value_and_gradient(
         own = part.targets[:, None]
         part_gradient = gradient[:, columns] if needs_gradient else None
         for block in _active_blocks(z, part.weights):
-            x = _shifted(z[block], part.shifts, block, own[block])
+            x = _shifted(_rows(z, block), part.shifts, block, own[block])
             scores = x.softmax(dim=1)
             own_x = x.gather(1, own[block])[:, 0]
             losses[block] += weights[block] * (_log_normalizer(x, scores) - own_x)
@@ -160,6 +162,10 @@ def _active_blocks(z: Tensor, weights: Tensor | None) -> Iterable[slice | Tensor
     return [active[block] for block in row_blocks(z[: len(active)])]
 
 
+def _rows(z: Tensor, block: slice | Tensor) -> Tensor:
+    return z[block] if isinstance(block, slice) else z.index_select(0, block)
+
+
 def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor) -> Tensor:
     """(B, C) what enters the softmax of the rows of a block; may be ``z`` itself."""
     scaled = z if shifts.scale == 1 else shifts.scale * z
@@ -178,8 +184,9 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
         normalizer = _log_normalizer(scaled, scaled.softmax(dim=1))[:, None]
         floor = scaled.gather(1, own).maximum(normalizer + log_floor)
         x = torch.add(x, (scaled - floor).clamp_(min=0), alpha=exponent)
-    if shifts.dropped is not None:
-        x = x.masked_fill(shifts.dropped[block], -torch.inf)
+    if shifts.kept is not None:
+        # Not -inf, which would have to be filled in by a mask of bool, slow on the CPU.
+        x = torch.add(x, shifts.kept[block].to(z.dtype) - 1, alpha=LEFT_OUT)
     return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import harness
 from lt_detectron2 import losses
 from lt_detectron2.losses.base import ClassificationLoss
 from lt_detectron2.ops import one_pass
@@ -372,6 +373,33 @@ def test_training_never_waits_for_the_device(make: Make, monkeypatch: pytest.Mon
         with _NoSynchronisation():
             # Not forward, which looks at the targets where they lie on the CPU.
             loss.region_losses(logits, targets, reduction="mean").backward()
+
+
+@each_loss
+def test_compiles_without_a_graph_break(loss_class: LossClass):
+    loss, compiled = (build(loss_class, draw=_halves, replay=False) for _ in range(2))
+    torch._dynamo.reset()
+    compiled.compile(fullgraph=True, backend="eager")
+    logits, targets = batch(loss, dtype=torch.float32)
+    expected = value_and_gradient(loss, logits, targets)
+    assert_close(value_and_gradient(compiled, logits, targets), expected)
+    assert_close(state_of(compiled), state_of(loss))
+
+
+@each_loss
+def test_memory_is_three_times_the_logits_at_most(loss_class: LossClass):
+    statistics = ClassStatistics(
+        torch.arange(1, 301) ** 2, torch.arange(1, 301) ** 2 // 4 + 1, 10**6
+    )
+    loss = build(loss_class, statistics, replay=False)
+    targets = torch.arange(8192) % 1200  # a quarter of the regions is foreground
+    logits = torch.randn(8192, loss.num_logits, requires_grad=True)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(logits, targets.clamp(max=300)), logits)
+
+    step()
+    assert harness._peak_bytes(step) <= 3.1 * 4 * logits.numel()
 
 
 class _NoSynchronisation(TorchDispatchMode):

@@ -57,8 +57,7 @@ def test_rule_keep_is_eql():
 def test_equals_slow_reference(rule: str, kind: str):
     loss = DropLoss(K, STATISTICS, background_rule=rule, background_base=5.0)
     draws = torch.rand(24, K)
-    drawn = draws if rule == "drop_all" else draws[:, loss.tail]
-    loss.uniform = lambda shape: drawn
+    loss.uniform = lambda shape: draws.clone()
     logits, targets = batch(loss, kind=kind)
     is_tail = [int(images) <= 100 for images in STATISTICS.image_count]
     foreground = [t for t in targets.tolist() if t < K]
@@ -103,7 +102,7 @@ def test_golden_recorded_draws():
     for step in golden_steps(golden, "seq"):
         logits, targets = golden_batch(golden, step)
         draws = torch.from_numpy(golden[f"{step}/uniform"])
-        loss.uniform = lambda shape, draws=draws[:, loss.tail]: draws
+        loss.uniform = lambda shape, draws=draws: draws.clone()
         weights = dense_weights(loss, logits, targets)
         compare(METHOD, f"droploss/{step}/weight", weights, golden[f"{step}/weight"])
         # NaN is recorded where no region is foreground; nothing is dropped there.
@@ -117,10 +116,16 @@ def test_golden_recorded_draws():
 
 
 def test_golden_draws_follow_the_seed():
-    # The official code draws for all classes, DropLoss for those of the tail only.
     golden = load_golden("droploss")
     loss = DropLoss(40, golden_statistics(golden))  # rare and common is what lambda stands for
     for step in golden_steps(golden, "seq"):
-        draws = golden[f"{step}/uniform"]
+        logits, targets = golden_batch(golden, step)
         torch.manual_seed(int(golden[f"{step}/seed"]))
-        compare(METHOD, f"droploss/{step}/uniform", loss.uniform(draws.shape), draws)
+        compare(
+            METHOD,
+            f"droploss/{step}/uniform",
+            loss.uniform(logits.shape),
+            golden[f"{step}/uniform"],
+        )
+        torch.manual_seed(int(golden[f"{step}/seed"]))
+        assert_close(loss(logits, targets).item(), float(golden[f"{step}/loss"]))

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_detectron2.ops.sigmoid_ce import TermWeights
+from lt_detectron2.losses.focal import FocalTerms
+from lt_detectron2.losses.gumbel import MAX_LOGIT, MIN_LOGIT, GumbelTerms, gumbel
+from lt_detectron2.ops.sigmoid_ce import SIGMOID, BinaryTerms, TermWeights
 from lt_detectron2.ops.softmax_ce import LogitShifts, SoftmaxPart
 
 
@@ -13,6 +15,7 @@ def sigmoid_losses(
     targets: Tensor,
     weights: TermWeights | None,
     background: int,
+    terms: BinaryTerms = SIGMOID,
     scale: float = 1.0,
     offset: Tensor | None = None,
 ) -> Tensor:
@@ -21,9 +24,17 @@ def sigmoid_losses(
     if offset is not None:
         is_foreground = (targets < background).long()
         x = x + (offset if offset.dim() == 1 else offset[is_foreground]).to(x.dtype)
-    dense = dense_weights(weights, x.detach().sigmoid(), targets, background)
-    terms = F.binary_cross_entropy_with_logits(x, one_hot(logits, targets), reduction="none")
-    return (dense * terms).sum(dim=1)
+    is_own = one_hot(logits, targets)
+    scores = gumbel(x) if isinstance(terms, GumbelTerms) else x.sigmoid()
+    dense = dense_weights(weights, scores.detach(), targets, background)
+    if isinstance(terms, GumbelTerms):
+        bounded = gumbel(x.clamp(MIN_LOGIT, MAX_LOGIT))
+        losses = F.binary_cross_entropy(bounded, is_own, reduction="none")
+    else:
+        losses = F.binary_cross_entropy_with_logits(x, is_own, reduction="none")
+    if isinstance(terms, FocalTerms):
+        losses = losses * F.logsigmoid(torch.where(is_own.bool(), -x, x)).mul(terms.gamma).exp()
+    return (dense * losses).sum(dim=1)
 
 
 def dense_weights(
@@ -72,8 +83,8 @@ def shifted(logits: Tensor, targets: Tensor, shifts: LogitShifts) -> Tensor:
         log_scores = z.detach().log_softmax(dim=1)
         own = log_scores.gather(1, targets[:, None]).clamp(min=shifts.compensation.log_floor)
         x = x + shifts.compensation.exponent * (log_scores - own).clamp(min=0)
-    if shifts.dropped is not None:
-        x = x.masked_fill(shifts.dropped, -torch.inf)
+    if shifts.kept is not None:
+        x = x.masked_fill(~shifts.kept.bool(), -torch.inf)
     return torch.where(one_hot(logits, targets).bool(), own_x, x)
 
 

@@ -84,10 +84,10 @@ CASES = {
     "softmax, a column left out": _shifts(
         offset=torch.where(_random(L) > 0.5, 0.0, -torch.inf), own_offset=torch.zeros(L)
     ),
-    "softmax, an offset of each row": _shifts(offset=_random(R, L), dropped=_random(R, L) > 0.5),
+    "softmax, an offset of each row": _shifts(offset=_random(R, L), kept=_random(R, L) > 0.5),
     "softmax, seesaw": _shifts(log_count=3 * _random(L), compensation=Compensation(2.0, -2.0)),
     "softmax, two parts": _softmax(
-        SoftmaxPart(_targets(5), SOME_ROWS, 1, 5, LogitShifts(dropped=_random(R, 5) > 0.5)),
+        SoftmaxPart(_targets(5), SOME_ROWS, 1, 5, LogitShifts(kept=_random(R, 5) > 0.5)),
         SoftmaxPart(_targets(3), None, 6, shifts=LogitShifts(log_count=_random(3))),
     ),
 }

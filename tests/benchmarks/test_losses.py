@@ -1,0 +1,24 @@
+"""The benchmark of losses compares what it says: each loss with its plain version."""
+
+import pytest
+
+from benchmarks import losses
+from benchmarks.harness import Case
+
+
+@pytest.mark.parametrize("name", losses.loss_names())
+def test_loss_equals_its_plain_version(name: str):
+    contest = losses.set_up(name, 200, 30, compiled=False)
+    assert contest.check() <= losses.TOLERANCE
+    assert list(contest.contestants) == [name, "cross_entropy", "plain", "copy"]
+
+
+def test_targets_name_losses_that_exist():
+    assert set(losses.AT_MOST) | set(losses.COMPILED) <= set(losses.loss_names())
+    assert all(isinstance(case, Case) for case in losses.CASES)
+
+
+def test_counts_are_distributed_as_in_lvis():
+    counts = losses.lvis_like_statistics(1203).instance_count
+    groups = [int(((counts >= low) & (counts < 10 * low)).sum()) for low in (1, 10, 100)]
+    assert groups == pytest.approx([201, 413, 335], abs=3)
