@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from lt_detectron2.modeling.classification_loss import loss_classes
 from lt_detectron2.modeling.components import build_ranking_loss, classifiers
 from lt_detectron2.modeling.composition import check_composition
 from lt_detectron2.modeling.mask_head import normalize_mask_predictor
+from lt_detectron2.modeling.swin import SWIN_MODULE
 
 from ..losses.factory import build
 from .covering import covering_set, pairs
@@ -297,6 +299,8 @@ def test_cascade_stages_rank_with_their_own_counts(tmp_path):
     "path", sorted(Path("configs").rglob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_config_composes(path):
+    if "Swin" in path.stem and find_spec(SWIN_MODULE) is None:
+        pytest.skip("this Detectron2 has no Swin Transformer; the refusal has its own test")
     check_composition(load_config(str(path)))
 
 
