@@ -296,7 +296,9 @@ def test_cascade_stages_rank_with_their_own_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path("configs").rglob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted(set(Path("configs").rglob("*.yaml")) - {Path("configs/grids.yaml")}),
+    ids=lambda path: path.stem,
 )
 def test_every_config_composes(path):
     if "Swin" in path.stem and find_spec(SWIN_MODULE) is None:
