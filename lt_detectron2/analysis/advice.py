@@ -184,9 +184,8 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
             "LONG_TAIL": {"RANKING": {"NAME": "GAPLoss", "GAPLoss": {"GAMMA": 1.0, "WEIGHT": 1.0}}}
         },
         later=(
-            "eqlv2_rfs, the second best here",
-            "softmax first, then second_stage/crt on it: two stages, the highest AP of rare "
-            "classes but one",
+            "eqlv2_rfs, which goes for rare classes, too",
+            f"softmax first, then second_stage/crt on it ({SECOND_STAGES_PAGE})",
         ),
         warnings=warnings,
     )

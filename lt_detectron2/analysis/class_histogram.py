@@ -23,6 +23,9 @@ from .classes import SOURCE_HELP, by_frequency, class_columns, read_counts
 from .program import draw_and_exit, figure_parser
 from .style import GROUP_COLOURS, new_figure, save, tidy
 
+MAX_NAMES = 30
+"""Classes up to which the name of each is written below its bar."""
+
 
 def draw(statistics: ClassStatistics, path: str | Path, title: str = "") -> Path:
     """The histogram of one training set."""
@@ -58,7 +61,11 @@ def _draw_panel(axes: Axes, statistics: ClassStatistics) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     for edge in (MAX_RARE_IMAGES, MAX_COMMON_IMAGES):
         axes.axhline(edge, color="black", linewidth=0.6, linestyle=":")
-    axes.set_xlabel("class, by frequency")
+    if statistics.class_names and len(order) <= MAX_NAMES:
+        names = [statistics.class_names[c] for c in order.tolist()]
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    else:
+        axes.set_xlabel("class, by frequency")
     axes.set_ylabel("training images")
     heading = f"imbalance {imbalance_factor(statistics):,.0f} : 1"
     legend = axes.legend(fontsize=8, title=heading, title_fontsize=8, framealpha=1)

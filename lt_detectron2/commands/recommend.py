@@ -20,6 +20,10 @@ from .sources import SOURCE_HELP, is_annotation_file, read_source
 if TYPE_CHECKING:
     from ..analysis.advice import Advice
 
+ONCE = (
+    "class weights or a balancing sampler on top would make up for the imbalance twice; "
+    "`lt-detectron2 recommend --check my.yaml` looks for that"
+)
 BASES = "configs/own_data"
 BASE, MASK_BASE = "Base-Faster-RCNN-R50-FPN.yaml", "Base-Mask-RCNN-R50-FPN.yaml"
 
@@ -58,12 +62,36 @@ def run(arguments: argparse.Namespace) -> int:
         "  (60 classes, a small detector from scratch; on your images the order may be another: "
         "compare it with softmax)"
     )
-    for title, lines in (("Then try", advice.later), ("Mind", advice.warnings)):
+    path = write_config(arguments, advice)
+    chosen = _chosen(path) if is_annotation_file(arguments.source) else []
+    mind = [*advice.warnings, *([ONCE] if advice.settings else [])]
+    for title, lines in (
+        ("Set for these annotations", chosen),
+        ("Then try", advice.later),
+        ("Mind", mind),
+    ):
         if lines:
             print("\n".join([f"\n{title}", *(f"  - {line}" for line in lines)]))
-    path = write_config(arguments, advice)
     print(f"\nWritten: {path}\n  python train_net.py --config-file {path}")
     return 0
+
+
+def _chosen(config_file: Path) -> list[str]:
+    """What a training with this config will set by itself, and why."""
+    from ..engine.setup import load_config
+
+    # Nothing is split off yet: that is the training's to do.
+    cfg = load_config(str(config_file), ["LONG_TAIL.DATA.VAL_SHARE", "0.0"])
+    data, solver = cfg.LONG_TAIL.DATA, cfg.SOLVER
+    return [
+        f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: "
+        f"{data.EPOCHS:g} epochs, and at least {data.MIN_ITERATIONS} iterations, unless the base "
+        "says otherwise",
+        f"SCORE_THRESH_TEST {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:g}: rare classes have low "
+        "scores, Detectron2's 0.05 would hide them",
+        f"DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: Detectron2's 100 may be full "
+        "before the first object of a rare class",
+    ]
 
 
 def check(config_file: str) -> int:

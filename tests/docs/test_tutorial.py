@@ -1,0 +1,70 @@
+"""The commands of the tutorial run as they stand, with shorter trainings."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TUTORIAL = REPOSITORY / "docs" / "tutorial_own_data.md"
+SHORTER = {"SOLVER.MAX_ITER 300": "SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 0"}
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder like the repository, with the two programs that the tutorial calls."""
+    for name in ("train_net.py", "configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, options in (("python", ""), ("lt-detectron2", "-m lt_detectron2")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return tmp_path
+
+
+def test_commands(workplace):
+    blocks = re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    script = "\n".join(["set -e", *blocks])
+    for long, short in SHORTER.items():
+        assert long in script
+        script = script.replace(long, short)
+    environment = {
+        **os.environ,
+        "PATH": f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "DETECTRON2_DATASETS": str(workplace / "datasets"),
+    }
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=workplace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    for file in (
+        "classes.png",
+        "my_data/train_zipf.json",
+        "output/own_data/tiny_softmax/inference/per_category.csv",
+        "output/my/model_final.pth",
+        "output/split_example/model_final.pth",
+        "comparison/comparison.md",
+        "comparison/differences.png",
+    ):
+        assert (workplace / file).is_file(), file
+    assert len(list((workplace / "output").glob("split_train_*/val.json"))) == 1
+
+
+def test_the_table_of_configs_is_complete():
+    text = TUTORIAL.read_text(encoding="utf-8")
+    configs = (REPOSITORY / "configs" / "own_data").rglob("*.yaml")
+    for path in configs:
+        if not path.name.startswith(("Base", "mask_")) and path.parent.name != "tiny":
+            assert path.stem in text, path
