@@ -75,13 +75,27 @@ class LongTailCheckpointer(DetectionCheckpointer):
         Load ``path``; an empty path loads nothing.
 
         Raises:
-            CheckpointError: no such file, or ``strict``, and the checkpoint does not fit the model.
+            CheckpointError: no such file, or it cannot be fetched; or ``strict``, and the
+                checkpoint does not fit the model.
         """
-        if path and not self.path_manager.isfile(path) and "://" not in path:
+        # Handlers of addresses cannot say whether there is a file: Detectron2's raises.
+        if "://" in path:
+            self._fetch(path)
+        elif path and not self.path_manager.isfile(path):
             raise CheckpointError(
                 f"no checkpoint at {path!r}: check MODEL.WEIGHTS (empty starts from scratch)"
             )
         return super().load(path, *args, **kwargs)
+
+    def _fetch(self, address: str) -> None:
+        """Get the file of an address into the cache, which loading then takes it from."""
+        try:
+            self.path_manager.get_local_path(address)
+        except OSError as error:
+            raise CheckpointError(
+                f"{address!r} cannot be fetched ({error}): get the file on a machine with access "
+                "to it and set MODEL.WEIGHTS to its path, or to '' to start from scratch"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = load_checkpoint_file(filename, allow_pickle=self.allow_pickle)
