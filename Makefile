@@ -16,12 +16,15 @@ SETUP_SOURCES := requirements.txt requirements-torch.txt setup.py tools/setup_en
 	tools/install_detectron2.py lt_detectron2/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format environment wheelhouse lock clean
+.PHONY: help demo test bench lint format environment wheelhouse lock clean test-oldest reliability audit
 
 help:
 	@echo "make demo        set up, then train softmax and EQL v2 on generated data and compare them"
 	@echo "make test        set up, then lint and run the test suite (PYTEST_ARGS='-k seesaw')"
 	@echo "make bench       measure the short form of all benchmarks, in less than 10 minutes"
+	@echo "make test-oldest test the losses with the oldest torch that is supported"
+	@echo "make reliability run the long tests and write docs/reliability.md"
+	@echo "make audit       ask for known vulnerabilities of the pinned packages"
 	@echo "make lint        check style and format; make format repairs what can be repaired"
 	@echo "make environment set up only"
 	@echo "make wheelhouse PYTHON=3.12   collect every wheel for an offline machine in wheelhouse/"
@@ -46,6 +49,18 @@ bench: $(READY)
 	-$(VENV_PYTHON) -m benchmarks.data --quick
 	-$(VENV_PYTHON) -m benchmarks.evaluation --quick
 	$(VENV_PYTHON) -m benchmarks.report
+
+test-oldest: $(READY)
+	$(VENV_PYTHON) tools/compatibility.py oldest-torch
+
+reliability: $(READY)
+	$(VENV_PYTHON) tools/reliability.py $(PYTEST_ARGS)
+
+# requirements-torch.txt is left out: its builds are those of an index of one's own.
+audit:
+	$(INTERPRETER) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 lint: $(READY)
 	$(VENV_PYTHON) -m ruff check .

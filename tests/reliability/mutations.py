@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import re
 import signal
 
@@ -39,15 +40,26 @@ def each_number(short, long):
     )
 
 
+num_inputs = 0
+"""Inputs that were tried in this process."""
+
+
 def explore(check, number, *strategies):
     """Call ``check`` with ``number`` drawn inputs, the same ones in each run."""
+
+    @functools.wraps(check)
+    def counted(*inputs, **named):
+        global num_inputs
+        num_inputs += 1
+        check(*inputs, **named)
+
     settings(
         max_examples=number,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
-    )(given(*strategies)(check))()
+    )(given(*strategies)(counted))()
 
 
 def works_or_is_explained(action, *named):

@@ -59,13 +59,13 @@ def changed_archives(draw):
         st.sampled_from(
             [
                 lambda a: None,
-                lambda a: a[..., :1],
+                lambda a: a.reshape(-1)[:1],
                 lambda a: a.reshape(-1)[:-1],
                 lambda a: a[..., None],
                 lambda a: a.astype(str),
                 lambda a: np.full_like(a, 0) if a.dtype.kind in "iuf" else np.array("{"),
                 lambda a: a - 50 if a.dtype.kind in "iuf" else np.array('{"a": 1}'),
-                lambda a: a * 1000 if a.dtype.kind in "iuf" else np.array("[]"),
+                lambda a: a * a.dtype.type(100) if a.dtype.kind in "iuf" else np.array("[]"),
                 lambda a: np.full(a.shape, np.nan),
                 lambda a: np.concatenate([a, a]) if a.ndim else a,
             ]
