@@ -10,6 +10,8 @@ Train or evaluate a detector. Command line and conventions are Detectron2's:
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 Without a GPU it runs on the CPU, and --num-gpus N then means N processes.
+
+SIGTERM and Ctrl-C end a training after its step with a checkpoint, and exit status 143 or 130.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import UserError
-from ..evaluation.report import replacing
+from ..files import replacing
 from ..progress import track
 from .drawing import BEST_SIDE, LabelledObject, draw_picture
 

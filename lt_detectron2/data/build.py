@@ -1,10 +1,11 @@
-"""The training loader: Detectron2's, with samplers of this package and the ability to resume."""
+"""From a config to the training loader: records, mapper and sampler."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,20 +19,25 @@ from detectron2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detectron2.utils import comm
+from torch.utils.data import Sampler
 
 from ..errors import ConfigError
 from . import samplers
 from .episodes import LabelledEpisodes, LabelledRecords, MarkSampledObjects
 from .image_classes import ImageClasses
 from .images import build_mapper
+from .loader import TrainingLoader
 from .record_store import SharedRecords
-from .samplers import EpisodicSampler, LongTailSampler, ResumableSampler, ResumedSampler
+from .samplers import EpisodicSampler, LongTailSampler
 from .shared_records import shared_records
 from .validate import check_masks
 
 logger = logging.getLogger(__name__)
 
 Records = Sequence[dict[str, Any]]
+MakeSampler = Callable[..., Sampler]
+"""Makes a sampler, given ``seed=`` and nothing else; keeps no records, which are large."""
 
 
 def sampler_classes() -> dict[str, type[LongTailSampler]]:
@@ -45,28 +51,34 @@ def sampler_classes() -> dict[str, type[LongTailSampler]]:
     }
 
 
-def detectron2_samplers() -> dict[str, Callable[[CfgNode, Records], Any]]:
-    """Detectron2's samplers, as it makes them from a config."""
+def detectron2_samplers() -> dict[str, Callable[[CfgNode, Records], MakeSampler]]:
+    """Detectron2's samplers by name: from a config and records, what makes one from a seed."""
     return {
-        "TrainingSampler": lambda cfg, records: TrainingSampler(len(records)),
-        "RepeatFactorTrainingSampler": lambda cfg, records: RepeatFactorTrainingSampler(
+        "TrainingSampler": lambda cfg, records: partial(TrainingSampler, len(records)),
+        "RepeatFactorTrainingSampler": lambda cfg, records: partial(
+            RepeatFactorTrainingSampler,
             RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
                 records.class_records() if isinstance(records, SharedRecords) else records,
                 cfg.DATALOADER.REPEAT_THRESHOLD,
-            )
+            ),
         ),
-        "RandomSubsetTrainingSampler": lambda cfg, records: RandomSubsetTrainingSampler(
-            len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        "RandomSubsetTrainingSampler": lambda cfg, records: partial(
+            _random_subset_sampler, len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
         ),
     }
 
 
+def _random_subset_sampler(size: int, ratio: float, seed: int) -> Sampler:
+    return RandomSubsetTrainingSampler(size, ratio, seed_shuffle=seed, seed_subset=seed + 1)
+
+
 def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     """
-    Detectron2's loader of ``DATASETS.TRAIN`` with the sampler ``DATALOADER.SAMPLER_TRAIN``.
+    The loader of ``DATASETS.TRAIN`` with the sampler ``DATALOADER.SAMPLER_TRAIN``.
 
-    Names that are neither of this package nor known here are left to Detectron2; such a sampler
-    begins anew when a training resumes.
+    Its batches depend on ``SEED``, or on a random seed that all processes share where that is
+    negative; see :class:`TrainingLoader`. Names of samplers that are neither of this package nor
+    known here are left to Detectron2; such a loader begins anew when a training resumes.
 
     Raises:
         ConfigError: nobody knows the sampler, or its hyper-parameters are out of range.
@@ -82,16 +94,31 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
             raise ConfigError(
                 f"DATALOADER.SAMPLER_TRAIN is {name!r}, expected one of: {', '.join(known)}"
             ) from error
+    batch_size = _images_per_process(cfg)
     records = training_records(cfg)
-    sampler = build_sampler(cfg, records)
-    logger.info("Training sampler: %s", name)
+    make_sampler = sampler_factory(cfg, records)
     mapper = build_mapper(cfg, is_train=True)
-    if isinstance(sampler, EpisodicSampler):
-        records, sampler = LabelledRecords(records), LabelledEpisodes(sampler)
-        mapper = MarkSampledObjects(mapper)
-    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records, sampler=sampler)
-    loader.resumable_sampler = sampler
-    return loader
+    if name == EpisodicSampler.__name__:
+        records, mapper = LabelledRecords(records), MarkSampledObjects(mapper)
+    logger.info("Training sampler: %s", name)
+    return TrainingLoader(
+        records,
+        mapper,
+        make_sampler,
+        batch_size=batch_size,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def _images_per_process(cfg: CfgNode) -> int:
+    images, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if images < 1 or images % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {images}, expected a multiple of the {processes} processes"
+        )
+    return images // processes
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
@@ -123,42 +150,27 @@ def training_records(cfg: CfgNode) -> Records:
     return records
 
 
-def build_sampler(cfg: CfgNode, records: Records) -> ResumableSampler:
-    """
-    The sampler ``DATALOADER.SAMPLER_TRAIN`` for these records.
-
-    Samplers of this package are seeded with ``SEED``, or share a random seed where that is
-    negative; Detectron2's are seeded as it does.
-    """
+def sampler_factory(cfg: CfgNode, records: Records) -> MakeSampler:
+    """What makes the sampler ``DATALOADER.SAMPLER_TRAIN`` for these records from a seed."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     stock = detectron2_samplers().get(name)
     if stock is not None:
-        return ResumedSampler(stock(cfg, records))
+        return stock(cfg, records)
     sampler_class = sampler_classes()[name]
     images = ImageClasses.from_records(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     arguments = {key.lower(): value for key, value in cfg.LONG_TAIL.SAMPLER[name].items()}
     wired = {
-        "seed": cfg.SEED if cfg.SEED >= 0 else None,
         "threshold": cfg.DATALOADER.REPEAT_THRESHOLD,
         "total": cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH,
     }
     parameters = inspect.signature(sampler_class).parameters
-    wired = {key: value for key, value in wired.items() if key in parameters}
-    try:
-        return sampler_class(images, **wired, **arguments)
-    except ValueError as error:
-        raise ConfigError(f"LONG_TAIL.SAMPLER.{name}: {error}") from error
+    arguments |= {key: value for key, value in wired.items() if key in parameters}
 
+    def make_sampler(seed: int) -> Sampler:
+        try:
+            sampler = sampler_class(images, seed, **arguments)
+            return LabelledEpisodes(sampler) if sampler_class is EpisodicSampler else sampler
+        except ValueError as error:
+            raise ConfigError(f"LONG_TAIL.SAMPLER.{name}: {error}") from error
 
-def skip_seen_images(loader: Any, num_images: int) -> bool:
-    """
-    Let the next iteration over a loader begin after images that this process has trained on.
-
-    Returns:
-        whether the loader can; one of :func:`build_train_loader` can for every sampler it knows.
-    """
-    sampler = getattr(loader, "resumable_sampler", None)
-    if sampler is None:
-        return False
-    sampler.skip_to(num_images)
-    return True
+    return make_sampler

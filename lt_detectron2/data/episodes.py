@@ -7,9 +7,9 @@ from itertools import islice
 from typing import Any
 
 from detectron2.data import DatasetFromList
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from .samplers import EpisodicSampler, ResumableSampler
+from .samplers import EpisodicSampler
 
 IS_SAMPLED = "gt_is_sampled"
 """Field of the ground truth: whether an object is of the class that its image was drawn for."""
@@ -20,7 +20,7 @@ SAMPLED_CLASS = "sampled_class"
 Record = dict[str, Any]
 
 
-class LabelledEpisodes(ResumableSampler):
+class LabelledEpisodes(Sampler):
     """
     The images of an EpisodicSampler, each as one number together with the class it was drawn for.
 
@@ -28,10 +28,9 @@ class LabelledEpisodes(ResumableSampler):
     """
 
     def __init__(self, sampler: EpisodicSampler):
-        super().__init__()
         self.sampler = sampler
 
-    def process_stream(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int]:
         return islice(self._stream(), self.sampler.rank, None, self.sampler.world_size)
 
     def _stream(self) -> Iterator[int]:

@@ -2,8 +2,8 @@
 Samplers for long-tailed training sets: which image comes next.
 
 Every sampler is an infinite stream of positions in the data set, the same in all processes, of
-which each takes every W-th. The stream depends on the seed alone, so that a training that resumes
-goes on where it stopped.
+which each takes every W-th. The stream depends on the seed alone and begins anew each time that it
+is asked for, so that a training that resumes can skip what it has had.
 """
 
 from __future__ import annotations
@@ -28,58 +28,7 @@ DRAWS = ("mmdet", "eqlv2", "decoupling")
 MAX_EPISODE_COUNT = 100
 
 
-class ResumableSampler(Sampler, ABC):
-    """
-    The stream of one process, which remembers how far it came.
-
-    A loader with workers takes more than the training has seen, so a training that resumes says
-    where it was: :meth:`skip_to` with its iterations times its images an iteration. That is exact
-    without workers, and with W workers after a multiple of W iterations.
-    """
-
-    def __init__(self) -> None:
-        self.position = 0
-        """Positions taken by this process, here or before it resumed."""
-
-    @abstractmethod
-    def process_stream(self) -> Iterator[int]:
-        """The infinite stream of this process, from its beginning."""
-
-    def skip_to(self, position: int) -> None:
-        """Let the next iteration begin after so many positions of this process."""
-        if position < 0:
-            raise ValueError(f"position must be >= 0, got {position}")
-        self.position = position
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.skip_to(state["position"])
-
-    def __iter__(self) -> Iterator[int]:
-        for position in islice(self.process_stream(), self.position, None):
-            self.position += 1
-            yield position
-
-
-class ResumedSampler(ResumableSampler):
-    """
-    Gives another infinite sampler, such as Detectron2's, the ability to resume.
-
-    Args:
-        sampler: whose iterator begins anew, with the same stream, each time it is asked for one.
-    """
-
-    def __init__(self, sampler: Sampler):
-        super().__init__()
-        self.sampler = sampler
-
-    def process_stream(self) -> Iterator[int]:
-        return iter(self.sampler)
-
-
-class LongTailSampler(ResumableSampler):
+class LongTailSampler(Sampler, ABC):
     """
     Base class of the samplers below. Arguments before the ``*`` are wired by code, those after it
     become the node ``LONG_TAIL.SAMPLER.<Class>``.
@@ -90,7 +39,6 @@ class LongTailSampler(ResumableSampler):
     """
 
     def __init__(self, images: ImageClasses, seed: int | None = None):
-        super().__init__()
         if not len(images.image):
             raise ValueError(
                 f"{type(self).__name__} samples by class, and none of the {images.num_images} "
@@ -105,7 +53,7 @@ class LongTailSampler(ResumableSampler):
     def stream(self) -> Iterator[int]:
         """The infinite stream of all processes together, from its beginning."""
 
-    def process_stream(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int]:
         return islice(self.stream(), self.rank, None, self.world_size)
 
     def generator(self, epoch: int = 0) -> torch.Generator:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..errors import ConfigError, DatasetError
+from ..files import replacing
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .digest import file_digest
 from .image_classes import ImageClasses
@@ -203,7 +203,8 @@ def _checkpoint_statistics(path: str) -> dict[str, Any] | None:
 
 def write_statistics(statistics: ClassStatistics, path: str | Path) -> None:
     """Write counts as JSON, whole or not at all."""
-    _write_json_atomically(statistics.state_dict(), Path(path))
+    with replacing(path) as file:
+        json.dump(statistics.state_dict(), file)
 
 
 def _one_dataset(name: str) -> ClassStatistics:
@@ -302,17 +303,7 @@ def _write_cache(name: str, json_file: str, digest: str, statistics: ClassStatis
         "statistics": statistics.state_dict(),
     }
     try:
-        _write_json_atomically(cache, _cache_path(name, json_file))
+        with replacing(_cache_path(name, json_file)) as file:
+            json.dump(cache, file)
     except OSError as error:  # data sets often lie on read-only disks
         logger.info("Class statistics of %s are not cached: %s", name, error)
-
-
-def _write_json_atomically(content: dict[str, Any], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from ..evaluation.report import replacing
+from ..files import replacing
 
 logger = logging.getLogger(__name__)
 

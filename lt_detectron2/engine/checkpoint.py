@@ -1,20 +1,33 @@
-"""Checkpoints that carry the class statistics, and that say what they did not contain."""
+"""Checkpoints that are whole, carry the class statistics, and say what they did not contain."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import logging
+import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 
 from ..errors import CheckpointError, ConfigError
+from ..files import PART_SUFFIX, replacing
 from ..modeling.freeze import select
 from ..statistics import ClassStatistics
 from .safe_loading import load_checkpoint_file
 
 logger = logging.getLogger(__name__)
+
+LAST_FILE = "last_checkpoint"
+"""Detectron2's: the name of the newest checkpoint."""
+
+HISTORY_FILE = "checkpoint_history"
+"""The names of all checkpoints of this training, oldest first."""
 
 
 class StatisticsRecord:
@@ -42,6 +55,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
     """
     Detectron2's checkpointer, strict where a silent mismatch would waste a run.
 
+    A file takes its name when the disk has all of it, and is checked before a training resumes from
+    it: if it is damaged all the same, the one before is taken.
+
     Args:
         reinit: names and patterns of what is not taken from a checkpoint, but for resuming;
             see :func:`~lt_detectron2.modeling.freeze.select`.
@@ -65,10 +81,111 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self.reinit = tuple(reinit)
         self.allow_pickle = allow_pickle
         self.strict = False
+        self._history: list[str] = []
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """
+        Save what ``kwargs`` holds with the model and all checkpointables as ``<name>.pth``.
+
+        Raises:
+            CheckpointError: it cannot be written, as when the disk is full. What was there stays.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:  # storage with rules of its own
+            return super().save(name, **kwargs)
+        content = {"model": self.model.state_dict()}
+        content |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        file_name = f"{name}.pth"
+        path = os.path.join(self.save_dir, file_name)
+        logger.info("Saving checkpoint to %s", path)
+        try:
+            with replacing(path, "wb", durable=True) as file:
+                torch.save(content | kwargs, file)
+            self.tag_last_checkpoint(file_name)
+        except (OSError, RuntimeError) as error:
+            # torch reports what its file said as an error of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise CheckpointError(self._cannot_write(path, cause)) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        history = [name for name in self._history if name != last_filename_basename]
+        self._history = [*history, last_filename_basename]
+        with replacing(os.path.join(self.save_dir, HISTORY_FILE), durable=True) as file:
+            file.write("\n".join(self._history) + "\n")
+        with replacing(os.path.join(self.save_dir, LAST_FILE), durable=True) as file:
+            file.write(last_filename_basename)
+
+    def _cannot_write(self, path: str, error: OSError) -> str:
+        kept = "there is no earlier one"
+        if self.has_checkpoint():
+            kept = f"{self.get_checkpoint_file()} is kept"
+        return (
+            f"checkpoint {path} could not be written ({error.strerror}), and {kept}: make sure "
+            "that OUTPUT_DIR has space and can be written"
+        )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """
+        Resume from the newest checkpoint that is whole, if there is any; else load ``path``.
+
+        Raises:
+            CheckpointError: none is whole; or see :meth:`load`.
+        """
+        self._remove_parts()
         self.strict = resume and self.has_checkpoint()
-        return super().resume_or_load(path, resume=resume)
+        if not self.strict:
+            if self.has_checkpoint():
+                logger.warning(
+                    "%s holds checkpoints of an earlier training, which new ones replace: to go on "
+                    "with that one, stop this and add --resume",
+                    self.save_dir,
+                )
+            return super().resume_or_load(path, resume=resume)
+        found = comm.all_gather(self._newest_whole() if comm.is_main_process() else None)[0]
+        if isinstance(found, CheckpointError):
+            raise found
+        return self.load(found)
+
+    def _newest_whole(self) -> str | CheckpointError:
+        """The file to resume from, which ends the history; or why there is none."""
+        last = os.path.basename(self.get_checkpoint_file())
+        names = self._read_history()
+        names = names[: names.index(last) + 1] if last in names else [last]
+        problems = []
+        while names:
+            path = os.path.join(self.save_dir, names[-1])
+            problem = _damage(path)
+            if problem is None:
+                self._history = names
+                if problems:
+                    logger.warning("Resuming from %s, because %s", path, "; ".join(problems))
+                return path
+            problems.append(f"{path} {problem}")
+            names.pop()
+        return CheckpointError(
+            f"cannot resume: {'; '.join(problems)}: write the name of another checkpoint to "
+            f"{os.path.join(self.save_dir, LAST_FILE)}, or start anew without --resume"
+        )
+
+    def _read_history(self) -> list[str]:
+        try:
+            with open(os.path.join(self.save_dir, HISTORY_FILE), encoding="utf-8") as file:
+                return file.read().split()
+        except OSError:
+            return []
+
+    def _remove_parts(self) -> None:
+        """Remove what an earlier run did not live to write completely."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        pattern = os.path.join(glob.escape(self.save_dir), f"*.[0-9]*{PART_SUFFIX}")
+        for path in glob.glob(pattern):
+            with contextlib.suppress(OSError):
+                os.remove(path)
+                logger.info("Removed %s, which was not complete", path)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """
@@ -155,3 +272,17 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     def _unwrapped(self) -> torch.nn.Module:
         return getattr(self.model, "module", self.model)
+
+
+def _damage(path: str) -> str | None:
+    """What is wrong with a checkpoint file, read in full; None if nothing is."""
+    if "://" in path:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError) as error:
+        return f"is incomplete ({error})"
+    return None if torn is None else f"is damaged (at {torn})"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..evaluation.report import replacing
+from ..files import replacing
 
 GRADIENTS_FILE = "gradients.npz"
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import HookBase, hooks
 
 from .best_checkpoint import BestCheckpoint
+from .checkpoint_hook import CheckpointHook
 from .validation_loss import ValidationLoss
 from .writers import WriteAfterEvaluation
 
+if TYPE_CHECKING:
+    from .trainer import LongTailTrainer
 
-def complete_hooks(trainer: DefaultTrainer, stock: Sequence[HookBase | None]) -> list[HookBase]:
+
+def complete_hooks(trainer: LongTailTrainer, stock: Sequence[HookBase | None]) -> list[HookBase]:
     """
     Detectron2's hooks with those that the config asks for; writers come last, to write it all.
+
+    Checkpoints are saved by a hook of our own, and evaluations can be interrupted.
 
     Args:
         trainer: with its config, model and checkpointer.
@@ -21,8 +28,11 @@ def complete_hooks(trainer: DefaultTrainer, stock: Sequence[HookBase | None]) ->
     """
     node = trainer.cfg.LONG_TAIL
     writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
-    completed = [hook for hook in stock if hook not in writing]
+    replaced = (hooks.PeriodicWriter, hooks.PeriodicCheckpointer, hooks.EvalHook)
+    completed = [hook for hook in stock if not isinstance(hook, replaced)]
     eval_period = trainer.cfg.TEST.EVAL_PERIOD
+    completed.append(CheckpointHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD))
+    completed.append(hooks.EvalHook(eval_period, trainer.evaluate))
     if node.VALIDATION_LOSS_PERIOD > 0:
         completed.append(ValidationLoss(trainer.cfg, trainer.model))
     if node.BEST_CHECKPOINT:

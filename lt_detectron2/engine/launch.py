@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,6 +20,8 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from ..errors import ConfigError, UserError
+from .stop import StopRequested
+from .supervise import supervise, user_error_in
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def launch(
 
     Raises:
         ConfigError: the port is in use, more GPUs than there are, "auto" with several machines.
-        UserError: what a process that was started here ended with.
+        UserError: what a process that was started here ended with, or that it was killed.
+        StopRequested: the job was asked to stop, and did.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         _join_torchrun(timeout)
@@ -67,18 +69,17 @@ def launch(
     if world_size <= 1:
         return _run(main, args)
     url = _resolve_url(dist_url, num_machines, machine_rank)
-    try:
-        mp.start_processes(
-            _worker,
-            nprocs=num_processes_per_machine,
-            args=(
-                *(main, num_processes_per_machine, num_machines, machine_rank, url, args, timeout),
-                mp.get_start_method(),
-            ),
-            start_method="spawn",
-        )
-    except mp.ProcessRaisedException as error:
-        raise _user_error_in(str(error)) or error from None
+    context = mp.start_processes(
+        _worker,
+        nprocs=num_processes_per_machine,
+        args=(
+            *(main, num_processes_per_machine, num_machines, machine_rank, url, args, timeout),
+            mp.get_start_method(),
+        ),
+        start_method="spawn",
+        join=False,
+    )
+    supervise(context)
 
 
 def _join_torchrun(timeout: timedelta) -> None:
@@ -112,7 +113,12 @@ def _worker(
         timeout=timeout,
     )
     _create_local_group(num_processes)
-    main(*args)
+    try:
+        main(*args)
+    except StopRequested as stop:
+        # The checkpoint is written. Nothing is taken down: that could wait for others.
+        logging.shutdown()
+        os._exit(stop.code)
     # Whoever leaves first takes connections away that others may still be using. After an error
     # nobody waits: the process ends, and its parent ends the others.
     comm.synchronize()
@@ -123,14 +129,7 @@ def _run(main: Callable[..., Any], args: tuple) -> Any:
     try:
         return main(*args)
     except UserError as error:  # in a worker of a loader, with its traceback in the message
-        raise _user_error_in(str(error)) or error from error
-
-
-def _user_error_in(traceback: str) -> UserError | None:
-    """The UserError that a process ended with, if it did: only its text comes back from there."""
-    *_, last = ["", *re.split(rf"^{UserError.__module__}\.\w+: ", traceback, flags=re.MULTILINE)]
-    was_last = last != traceback and "Traceback (most recent call last)" not in last
-    return UserError(last.strip()) if was_last else None
+        raise user_error_in(str(error)) or error from error
 
 
 def _backend() -> str:

@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.build import build_test_loader, build_train_loader, skip_seen_images
+from ..data.build import build_test_loader, build_train_loader
+from ..data.loader import TrainingLoader
 from ..data.repeat_factors import auto_threshold
 from ..data.statistics import (
     STATISTICS_KEY,
@@ -33,6 +34,7 @@ from ..evaluation.open_images import LongTailOpenImagesEvaluator
 from ..evaluation.options import EvaluationOptions
 from ..modeling.components import build
 from ..modeling.freeze import train_only
+from ..random_state import keeping_random_state
 from ..statistics import ClassStatistics
 from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
@@ -41,8 +43,9 @@ from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
 from .non_finite import LastStep, NonFiniteValues, check_losses, explain_non_finite
-from .random_state import keeping_random_state, random_state, set_random_state
+from .process_state import ProcessState, gather_process_states, restore_process_state
 from .steps import build_step_trainer
+from .stop import StopRequest, StopRequested
 from .writers import build_writers
 
 logger = logging.getLogger(__name__)
@@ -87,7 +90,9 @@ class LongTailTrainer(DefaultTrainer):
             **{STATISTICS_KEY: StatisticsRecord(self.statistics)},
         )
         self.start_iter = 0
-        self._random_state: dict[str, Any] | None = None
+        self.stop = StopRequest()
+        self._process_states: list[ProcessState] | None = None
+        self._saved_iteration = -1
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         if comm.is_main_process():
@@ -99,21 +104,60 @@ class LongTailTrainer(DefaultTrainer):
         """
         As DefaultTrainer; a training that resumes goes on as if it had not been interrupted.
 
-        It sees the images it has not had yet, and in one process draws the random numbers that it
-        would have drawn. Only workers of the loader may compose batches otherwise.
+        It sees the images that it has not had yet, and each process draws the random numbers that
+        it would have drawn.
         """
         super().resume_or_load(resume=resume)
-        seen = self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
-        if not seen:
+        if not self.start_iter:
             fill_feature_memory(self.cfg, self._trainer.model)
-            return
-        can_skip = skip_seen_images(self._trainer.data_loader, seen)
-        if can_skip and "_data_loader_iter" in vars(self._trainer):
-            # Newer Detectron2 makes it at first use.
-            self._trainer._data_loader_iter = iter(self._trainer.data_loader)
-        if self._random_state is not None:
-            getattr(self._trainer, "_data_loader_iter", None)  # to be made it draws a seed
-            set_random_state(self._random_state)
+        if self._process_states is not None:  # last, for all before may draw
+            restore_process_state(self._model, self._process_states)
+            self._process_states = None
+
+    def train(self) -> Any:
+        """
+        As DefaultTrainer.
+
+        Raises:
+            StopRequested: the training was asked to stop, and has saved a checkpoint.
+        """
+        with self.stop.listening():
+            return super().train()
+
+    def save(self, name: str) -> None:
+        """
+        Save a checkpoint ``<name>.pth``. A collective.
+
+        Raises:
+            CheckpointError: it cannot be written; only in the main process.
+        """
+        self._save(name, gather_process_states(self._model))
+
+    def _save(self, name: str, states: list[ProcessState]) -> None:
+        self._process_states = states
+        try:
+            self.checkpointer.save(name, iteration=self.iter)
+            self._saved_iteration = self.iter
+        finally:
+            self._process_states = None
+
+    def evaluate(self) -> dict[str, Any]:
+        """
+        Evaluate the model as it is now on all of DATASETS.TEST.
+
+        Raises:
+            StopRequested: the training was asked to stop, which an evaluation does not delay.
+        """
+        states = gather_process_states(self._model)
+        try:
+            with self.stop.at_once():
+                self._last_eval_results = self.test(self.cfg, self.model)
+        except StopRequested:
+            # Not self.save: other processes may be somewhere else in the evaluation.
+            if self.iter < self.max_iter and self.iter != self._saved_iteration:
+                self._save(f"model_{self.iter:07d}", states)
+            raise
+        return self._last_eval_results
 
     def run_step(self) -> None:
         """
@@ -194,18 +238,27 @@ class LongTailTrainer(DefaultTrainer):
         _print_results(name, results)
         return results
 
+    @property
+    def _model(self) -> torch.nn.Module:
+        return getattr(self._trainer.model, "module", self._trainer.model)
+
     def state_dict(self) -> dict[str, Any]:
         state = TrainerBase.state_dict(self)
         state["_trainer"] = self._trainer.state_dict()
-        if comm.get_world_size() == 1:
-            state["random"] = random_state()  # the main process knows its own only
+        if isinstance(self._trainer.data_loader, TrainingLoader):
+            state["data_loader"] = self._trainer.data_loader.state_dict()
+        if self._process_states is None and comm.get_world_size() == 1:
+            state["processes"] = gather_process_states(self._model)
+        else:
+            state["processes"] = self._process_states
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
-        if comm.get_world_size() == 1:
-            self._random_state = state.get("random")
+        if isinstance(self._trainer.data_loader, TrainingLoader) and "data_loader" in state:
+            self._trainer.data_loader.load_state_dict(state["data_loader"])
+        self._process_states = state.get("processes")
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -25,7 +25,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..losses.base import ClassificationLoss
 from ..progress import track
-from .random_state import keeping_random_state
+from ..random_state import keeping_random_state
 
 logger = logging.getLogger(__name__)
 

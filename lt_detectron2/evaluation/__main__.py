@@ -22,6 +22,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UserError
+from ..files import replacing
 from .detections import Detections
 from .evaluation_files import RESULTS_FILE, timed
 from .ground_truth import GroundTruth
@@ -38,7 +39,6 @@ from .measure import Measurement, measure
 from .options import EvaluationOptions
 from .oracle import ORACLES
 from .protocol import Protocol
-from .report import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

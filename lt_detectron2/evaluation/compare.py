@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import replacing
 from .bootstrap import Interval, WeightedAP, bootstrap, weighted_numbers
 from .evaluation_files import OUTCOMES_FILE
 from .groups import CategoryGroups
 from .metrics import mean
 from .outcomes import Outcomes
-from .report import format_number, replacing, text_table
+from .report import format_number, text_table
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..errors import UserError
+from ..files import replacing
 from .annotations import VERIFIED, positions_in
 from .detections import Detections, Kept
 from .evaluation_files import (
@@ -37,7 +38,6 @@ from .options import EvaluationOptions
 from .pasting import encode_roi_masks
 from .prefilter import CategoryCap, Prefilter
 from .protocol import Protocol
-from .report import replacing
 from .selection import best_of_each
 
 if TYPE_CHECKING:

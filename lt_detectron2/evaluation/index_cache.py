@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
+from ..files import replacing
 from .annotations import explain, read_annotations
 from .ground_truth import GroundTruth
-from .report import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,11 @@
 """Numbers for people and files: tables, `per_category.csv` and `results.json`."""
 
-import contextlib
 import csv
 import io
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -286,19 +284,6 @@ def _total(matches: Matches, dropped_before: Mapping[str, int]) -> dict[str, int
 def without_nan(numbers: Numbers) -> dict[str, float | None]:
     """The same with None for nan, as JSON needs it."""
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
-
-
-@contextlib.contextmanager
-def replacing(path: str, mode: str = "w") -> Iterator[IO]:
-    """Opens a file that takes the place of `path` only when it is complete."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, mode) as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
 
 
 def _counts(values: np.ndarray | None, length: int) -> list[str]:

@@ -1,19 +1,21 @@
 """The training loader: samplers from config keys, and resuming."""
 
+from itertools import islice
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import Instances
 
 from lt_detectron2.data import build
 from lt_detectron2.data.build import (
-    build_sampler,
     build_train_loader,
     sampler_classes,
-    skip_seen_images,
+    sampler_factory,
 )
 from lt_detectron2.data.episodes import IS_SAMPLED, SAMPLED_CLASS
-from lt_detectron2.data.samplers import RepeatFactorSampler, ResumedSampler
+from lt_detectron2.data.samplers import RepeatFactorSampler
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.engine.trainer import resolve_repeat_threshold
 from lt_detectron2.errors import ConfigError
@@ -74,9 +76,9 @@ def images(loader, steps):
 @pytest.mark.parametrize("name", sorted(sampler_classes()))
 def test_sampler_by_name(records, name):
     cfg = config(name)
-    expected = list(zip(range(40), build_sampler(cfg, records)))
+    expected = list(islice(sampler_factory(cfg, records)(seed=3), 40))
     loader = build_train_loader(cfg)
-    assert images(loader, 20) == [image for _, image in expected]
+    assert images(loader, 20) == [number % len(records) for number in expected]
 
 
 @pytest.mark.parametrize(
@@ -84,10 +86,12 @@ def test_sampler_by_name(records, name):
 )
 def test_loader_goes_on_where_it_stopped(records, name, monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 11)
-    whole = images(build_train_loader(config(name)), 30)
-    resumed = build_train_loader(config(name))
-    assert skip_seen_images(resumed, 2 * 12)
-    assert images(resumed, 18) == whole[24:]
+    stopped = build_train_loader(config(name, "SEED", "-1"))
+    first = images(stopped, 12)
+    monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 12)
+    resumed = build_train_loader(config(name, "SEED", "-1"))
+    resumed.load_state_dict(stopped.state_dict())
+    assert first + images(resumed, 18) == images(build_train_loader(config(name, "SEED", "11")), 30)
 
 
 def test_images_of_episodes_know_their_class(records):
@@ -113,7 +117,7 @@ def test_hyper_parameters_reach_the_sampler(records):
         *(f"{node}.RepeatFactorSampler.ROUNDING", "ceil"),
         *(f"{node}.RepeatFactorSampler.EXPONENT", "1.0"),
     )
-    sampler = build_sampler(cfg, records)
+    sampler = sampler_factory(cfg, records)(seed=3)
     assert sampler.rounding == "ceil" and sampler.seed == 3
     # Class 2 in one image of eight, threshold one half.
     assert sampler.factors[4] == 4
@@ -121,24 +125,30 @@ def test_hyper_parameters_reach_the_sampler(records):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = 12
-    assert build_sampler(cfg, records).num_epochs == 3  # 12 iterations of 2 images, 8 in the set
-    cfg.SEED = -1
-    assert build_sampler(cfg, records).seed is not None
+    sampler = sampler_factory(cfg, records)(seed=3)
+    assert sampler.num_epochs == 3  # 12 iterations of 2 images, 8 in the set
 
 
 def test_auto_threshold_reaches_the_sampler(records):
     cfg = config("RepeatFactorSampler", "LONG_TAIL.REPEAT_THRESHOLD", "auto")
     statistics = ClassStatistics([9, 3, 1, 1], [7, 3, 1, 1], 8)
     cfg = resolve_repeat_threshold(cfg, statistics)
-    sampler = build_sampler(cfg, records)
+    sampler = sampler_factory(cfg, records)(seed=3)
     assert isinstance(sampler, RepeatFactorSampler)
     assert sampler.factors.max() == pytest.approx(2**0.5)  # the median frequency is 2 / 8
 
 
 def test_detectron2s_samplers_are_its_own(records):
-    cfg = config("RepeatFactorTrainingSampler")
-    torch.manual_seed(0)
-    assert isinstance(build_sampler(cfg, records), ResumedSampler)
+    sampler = sampler_factory(config("RepeatFactorTrainingSampler"), records)(seed=3)
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.5)
+    expected = RepeatFactorTrainingSampler(factors, seed=3)
+    assert list(islice(sampler, 50)) == list(islice(expected, 50))
+
+
+def test_batch_size_must_suit_the_processes(records, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH is 2, expected a multiple of the 4 pro"):
+        build_train_loader(config("TrainingSampler"))
 
 
 def test_unknown_sampler(records):
@@ -159,7 +169,3 @@ def test_hyper_parameter_out_of_range(records):
     cfg = config("ClassAwareSampler", "LONG_TAIL.SAMPLER.ClassAwareSampler.DRAW", "mm")
     with pytest.raises(ConfigError, match="LONG_TAIL.SAMPLER.ClassAwareSampler: draw is 'mm'"):
         build_train_loader(cfg)
-
-
-def test_a_loader_that_cannot_skip():
-    assert not skip_seen_images([], 10)

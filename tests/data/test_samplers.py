@@ -5,7 +5,6 @@ from itertools import islice
 
 import pytest
 import torch
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from torch.testing import assert_close
 
 from lt_detectron2.data import samplers
@@ -21,7 +20,6 @@ from lt_detectron2.data.samplers import (
     EpisodicSampler,
     InverseFrequencySampler,
     RepeatFactorSampler,
-    ResumedSampler,
 )
 from tests.golden import load_golden
 from tests.parity import compare
@@ -184,21 +182,9 @@ class TestEverySampler:
         together = [index for step in zip(*parts) for index in step]
         assert together == take(make(IMAGES, 5), 60)
 
-    def test_resumes_where_it_stopped(self, name):
+    def test_stream_begins_anew_each_time(self, name):
         sampler = SAMPLERS[name](IMAGES, 5)
-        sampler.rank, sampler.world_size = 1, 2
-        whole = list(islice(sampler, 40))
-        assert sampler.position == 40
-        resumed = SAMPLERS[name](IMAGES, 5)
-        resumed.rank, resumed.world_size = 1, 2
-        assert list(islice(resumed, 15)) == whole[:15]
-        state = resumed.state_dict()
-        again = SAMPLERS[name](IMAGES, 5)
-        again.rank, again.world_size = 1, 2
-        again.load_state_dict(state)
-        assert list(islice(again, 25)) == whole[15:]
-        again.skip_to(0)
-        assert list(islice(again, 40)) == whole
+        assert list(islice(sampler, 40)) == list(islice(sampler, 40))
 
     def test_class_without_images_does_no_harm(self, name):
         stream = take(SAMPLERS[name](IMAGES, 0), 300)
@@ -207,22 +193,6 @@ class TestEverySampler:
     def test_refuses_a_set_without_objects(self, name):
         with pytest.raises(ValueError, match="none of the 6 images has an object"):
             SAMPLERS[name](ImageClasses.from_matrix(MATRIX * 0), 0)
-
-
-@pytest.mark.parametrize(
-    "sampler",
-    [TrainingSampler(7, seed=3), RepeatFactorTrainingSampler(torch.rand(5) + 1, seed=3)],
-    ids=["TrainingSampler", "RepeatFactorTrainingSampler"],
-)
-def test_detectron2_samplers_resume(sampler):
-    whole = list(islice(iter(sampler), 50))
-    resumed = ResumedSampler(sampler)
-    assert list(islice(resumed, 20)) == whole[:20]
-    resumed = ResumedSampler(sampler)
-    resumed.skip_to(20)
-    assert list(islice(resumed, 30)) == whole[20:]
-    with pytest.raises(ValueError, match="position must be >= 0"):
-        resumed.skip_to(-1)
 
 
 def test_default_seed_is_shared(monkeypatch):

@@ -100,7 +100,7 @@ def test_read_only_folder_is_no_obstacle(register, monkeypatch, caplog):
     def refuse(*arguments):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(data_statistics, "_write_json_atomically", refuse)
+    monkeypatch.setattr(data_statistics, "replacing", refuse)
     assert dataset_statistics((name,)).num_images == 2
 
 

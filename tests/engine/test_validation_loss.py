@@ -9,9 +9,9 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from lt_detectron2.engine.random_state import random_state
 from lt_detectron2.engine.validation_loss import computing_losses, validation_losses
 from lt_detectron2.errors import ConfigError
+from lt_detectron2.random_state import random_state
 from tests.modeling.detectors import batch, small_config, small_detector
 
 from .small_set import register, unregister

@@ -5,7 +5,7 @@ import pycocotools.mask as coco_mask
 import pytest
 
 from lt_detectron2.evaluation import Detections, RunLengthMasks
-from lt_detectron2.evaluation.report import replacing
+from lt_detectron2.files import replacing
 
 from .official import random_set
 

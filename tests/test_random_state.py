@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from lt_detectron2.engine import trainer
-from lt_detectron2.engine.random_state import (
+from lt_detectron2.engine.setup import load_config
+from lt_detectron2.random_state import (
     keeping_random_state,
     random_state,
     set_random_state,
 )
-from lt_detectron2.engine.setup import load_config
 
 
 def draws():

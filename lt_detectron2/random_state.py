@@ -1,4 +1,4 @@
-"""The state of every random number generator, for a checkpoint: a resumed run draws on from it."""
+"""The random number generators of a process: their state, and numbers of a sample's own."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ def keeping_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def seeded_by(*seeds: int) -> Iterator[None]:
+    """
+    Draw inside from generators seeded with these numbers, >= 0, and outside as if nothing was.
+
+    For what runs on the CPU: generators of GPUs are left alone.
+    """
+    words = np.random.SeedSequence(seeds).generate_state(4)
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1:3])
+        torch.default_generator.manual_seed(int(words[3]))
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])

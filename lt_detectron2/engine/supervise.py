@@ -1,0 +1,125 @@
+"""Waiting for the processes of a training: all end well, or none is left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import torch.multiprocessing as mp
+
+from ..errors import UserError
+from .stop import SIGNALS, STATUSES, StopRequested
+
+FAILURE_GRACE = 15.0
+"""Seconds that the others have to notice that one failed: they may be writing a file."""
+STOP_GRACE = 600.0
+"""Seconds that the others have once one stopped as asked: the main one writes a checkpoint."""
+LOOK_EVERY = 2.0
+
+
+def supervise(context: mp.ProcessContext) -> None:
+    """
+    Wait for processes that ``torch.multiprocessing`` started; when one fails, end the others.
+
+    SIGTERM and Ctrl-C are passed on to all, which then stop by themselves.
+
+    Raises:
+        UserError: one ended with it, or was killed.
+        torch.multiprocessing.ProcessRaisedException: one raised something else first.
+        StopRequested: they stopped as asked.
+    """
+    processes = context.processes
+    with _passing_on_signals(processes) as received:
+        deadline = None
+        while running := [process for process in processes if process.exitcode is None]:
+            connection.wait([process.sentinel for process in running], timeout=LOOK_EVERY)
+            codes = [process.exitcode for process in processes]
+            failed = any(code not in (None, 0, *STATUSES) for code in codes)
+            failed |= any(map(os.path.exists, context.error_files))  # it may hang after that
+            stopped = bool(received) or any(code in STATUSES for code in codes)
+            if deadline is None and (failed or any(code in STATUSES for code in codes)):
+                deadline = time.monotonic() + (STOP_GRACE if stopped else FAILURE_GRACE)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+            process.join()
+    _raise_what_happened(context, codes, received)
+
+
+@contextmanager
+def _passing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Inside, what asks this process to stop asks them; what came so far is in the list."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        is_impatient = received.count(signal.SIGINT) > 1
+        for process in processes:
+            # Not SIGINT: a terminal has sent that to all already, and twice means at once.
+            process.kill() if is_impatient else process.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _raise_what_happened(
+    context: mp.ProcessContext, codes: Sequence[int | None], received: Sequence[int]
+) -> None:
+    """Raise what the first process to fail died of, if one did; others die of its absence."""
+    raised, killed, aborted = [], [], []
+    for rank, (code, file) in enumerate(zip(codes, context.error_files)):
+        if os.path.exists(file):
+            raised.append((os.path.getmtime(file), rank))
+        elif code is not None and code not in (0, *STATUSES) and not (received and code < 0):
+            # Communication libraries abort a process that lost its peers.
+            (aborted if code == -signal.SIGABRT else killed).append(rank)
+    if killed or (aborted and not raised):
+        rank = (killed or aborted)[0]
+        raise UserError(_obituary(rank, len(codes), codes[rank]))
+    if raised:
+        rank = min(raised)[1]
+        raise _error_of(context, rank)
+    stops = [code - 128 for code in codes if code in STATUSES]
+    if received or stops:
+        raise StopRequested((*received, *stops)[0])
+
+
+def _obituary(rank: int, num_processes: int, code: int) -> str:
+    how = f"ended with status {code}"
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ", which is what a machine out of memory does"
+    return (
+        f"process {rank} of {num_processes} {how}; the others were ended too: go on from the last "
+        "checkpoint with --resume"
+    )
+
+
+def _error_of(context: mp.ProcessContext, rank: int) -> Exception:
+    with open(context.error_files[rank], "rb") as file:
+        traceback = pickle.load(file)  # written by our own process
+    text = f"process {rank} of {len(context.processes)} raised:\n\n{traceback}"
+    error = mp.ProcessRaisedException(text, rank, context.processes[rank].pid)
+    return user_error_in(traceback) or error
+
+
+def user_error_in(traceback: str) -> UserError | None:
+    """The UserError that a process ended with, if it did: only its text comes back from there."""
+    *_, last = ["", *re.split(rf"^{UserError.__module__}\.\w+: ", traceback, flags=re.MULTILINE)]
+    was_last = last != traceback and "Traceback (most recent call last)" not in last
+    return UserError(last.strip()) if was_last else None

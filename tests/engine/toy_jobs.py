@@ -1,0 +1,37 @@
+"""Toy trainings in processes of their own, which start at once: they are forked by a server."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as mp
+
+from lt_detectron2.engine.launch import launch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.engine.toy_training"])
+TIMEOUT = 60.0
+"""Seconds within which a job has to end, however it ends."""
+
+_start_processes = mp.start_processes
+
+
+def start(function: Callable[..., Any], *args: Any) -> multiprocessing.Process:
+    """A process that runs ``function(*args)``."""
+    process = CONTEXT.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def launch_pair(monkeypatch: Any, function: Callable[..., Any], *args: Any) -> float:
+    """``launch`` of two processes, which may raise; the seconds it took otherwise."""
+
+    def start_forked(*args: Any, **kwargs: Any) -> Any:
+        return _start_processes(*args, **{**kwargs, "start_method": "forkserver"})
+
+    monkeypatch.setattr(mp, "start_processes", start_forked)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
+    begin = time.monotonic()
+    launch(function, 2, args=args)
+    return time.monotonic() - begin
