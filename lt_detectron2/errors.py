@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class NonFiniteLossError(UserError, FloatingPointError):
     """A loss became infinite or no number; the step is saved for `lt-detectron2 replay`."""
+
+
+class ExportError(UserError):
+    """A detector that cannot be exported as asked, or whose exported form differs from it."""

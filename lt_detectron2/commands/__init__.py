@@ -16,6 +16,7 @@ COMMANDS = {
     "stats": "show what annotations hold: classes, imbalance, repeat factors, doubtful entries",
     "recommend": "propose a method, with reasons and measured evidence, and write its config",
     "demo": "detect in images, folders or videos with a checkpoint: pictures and one JSON file",
+    "export": "write TorchScript, ONNX or plain Detectron2 files, compared with the original",
     "report": "write report.md and report.html of a training or evaluation anew",
     "compare": "two runs: metrics and every class, with intervals and figures",
     "make-lt": "cut a long tail out of any COCO annotation file",

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold} is no score: give a number in [0, 1]")
     inputs = find_inputs(arguments.inputs)
-    names = _read_names(arguments.names) if arguments.names else None
+    names = read_names(arguments.names) if arguments.names else None
     detector = Detector(arguments.weights, arguments.config_file, arguments.set, names)
     output = Path(arguments.output)
     done, failed = detect_all(
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _read_names(file: str) -> list[str]:
+def read_names(file: str) -> list[str]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -83,14 +83,17 @@ class Detector:
             image: (height, width, 3) uint8, RGB.
         """
         height, width = image.shape[:2]
+        (output,) = self.model([{"image": self.pixels(image), "height": height, "width": width}])
+        found = output["instances"].to("cpu")
+        return found[found.scores.argsort(descending=True)]
+
+    def pixels(self, image: np.ndarray) -> torch.Tensor:
+        """(3, H, W) what the model is given of an image: resized, channels as INPUT.FORMAT says."""
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[:, :, ::-1]
         resized = T.AugInput(np.ascontiguousarray(image))
         self._resize(resized)
-        pixels = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        (output,) = self.model([{"image": pixels, "height": height, "width": width}])
-        found = output["instances"].to("cpu")
-        return found[found.scores.argsort(descending=True)]
+        return torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
 
 
 def _statistics_of(weights: str) -> ClassStatistics:

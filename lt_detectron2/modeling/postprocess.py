@@ -21,6 +21,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from .traced_postprocess import traced_survivors
+
 EXHAUSTIVE_CANDIDATES = 1000
 """Up to this many candidates there is nothing to gain, and Detectron2's own NMS runs."""
 
@@ -128,7 +130,8 @@ def _detect(
     topk: int,
 ) -> tuple[Instances, Tensor]:
     boxes = RegionBoxes.decoded(boxes) if isinstance(boxes, Tensor) else boxes
-    if not (boxes.is_finite() and _is_within(scores, float("inf"))):
+    is_traced = torch.jit.is_tracing()  # then no Python decision may depend on the numbers
+    if not is_traced and not (boxes.is_finite() and _is_within(scores, float("inf"))):
         # As in Detectron2, the indices returned then count the finite regions only.
         is_finite = boxes.all().isfinite().all(dim=1) & scores.isfinite().all(dim=1)
         boxes, scores = boxes.rows(is_finite), scores[is_finite]
@@ -166,6 +169,8 @@ class _Candidates:
     def first_survivors(self, score_thresh: float | Tensor, topk: int) -> Tensor:
         """The first ``topk`` survivors of NMS, best score first; all of them for -1."""
         is_candidate = (self.table > score_thresh).flatten()
+        if torch.jit.is_tracing():
+            return self._first_survivors_traced(is_candidate, topk)
         num_candidates = int(is_candidate.sum())
         budget = max(CANDIDATES_PER_DETECTION * topk, EXHAUSTIVE_CANDIDATES)
         if 0 <= topk and budget < num_candidates:
@@ -179,6 +184,20 @@ class _Candidates:
                 budget *= 4
         kept = self._survivors(is_candidate.nonzero().flatten(), batched_nms)
         return kept if topk < 0 else kept[:topk]
+
+    def _first_survivors_traced(self, is_candidate: Tensor, topk: int) -> Tensor:
+        chosen = is_candidate.nonzero().flatten()
+        survivors = traced_survivors(
+            self.boxes(chosen),
+            self.scores[chosen],
+            self.classes(chosen),
+            self.image_shape,
+            self.table.shape[1],
+            self.nms_thresh,
+            topk,
+            max(CANDIDATES_PER_DETECTION * topk, EXHAUSTIVE_CANDIDATES),
+        )
+        return chosen[survivors]
 
     def _survivors(self, chosen: Tensor, suppress: Callable[..., Tensor]) -> Tensor:
         classes = self.classes(chosen)
