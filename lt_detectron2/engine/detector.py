@@ -103,11 +103,7 @@ def _statistics_of(weights: str) -> ClassStatistics:
         return read_statistics(weights)
     except DatasetError as error:
         raise CheckpointError(
-            f"{weights!r} holds no classes: expected a checkpoint that train_net.py has written"
-        ) from error
-    except Exception as error:  # torch raises whatever the bytes of another file lead it to
-        raise CheckpointError(
-            f"{weights!r} is not a checkpoint, or an incomplete one ({type(error).__name__})"
+            f"expected a checkpoint that train_net.py has written, with its classes: {error}"
         ) from error
 
 

@@ -172,8 +172,8 @@ def test_bad_checkpoints(run, images, tmp_path):
     broken = tmp_path / "broken.pth"
     for content, text in (
         (None, "no checkpoint at"),
-        (b"text", "is not a checkpoint"),
-        ({"model": {}}, "holds no classes"),
+        (b"text", "cannot be read"),
+        ({"model": {}}, "holds no class statistics"),
     ):
         if isinstance(content, bytes):
             broken.write_bytes(content)

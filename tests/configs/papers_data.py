@@ -12,7 +12,7 @@ GRID_ROWS = [row for row in ROWS if row.config == GRID]
 FILES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name != "SynthLT" and not path.stem.startswith("Base-")
+    if path.parent.name not in ("SynthLT", "own_data") and not path.stem.startswith("Base-")
 )
 NAMES = [*FILES, *(row.name for row in GRID_ROWS)]
 """Of every published config: a file below `configs/`, or a row of the grid."""
