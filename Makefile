@@ -16,12 +16,13 @@ SETUP_SOURCES := requirements.txt requirements-torch.txt setup.py tools/setup_en
 	tools/install_detectron2.py lt_detectron2/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format environment wheelhouse lock clean test-oldest reliability audit
+.PHONY: help demo test bench docs lint format environment wheelhouse lock clean test-oldest reliability audit
 
 help:
 	@echo "make demo        set up, then train softmax and EQL v2 on generated data and compare them"
 	@echo "make test        set up, then lint and run the test suite (PYTEST_ARGS='-k seesaw')"
 	@echo "make bench       measure the short form of all benchmarks, in less than 10 minutes"
+	@echo "make docs        build the site of the documentation in build/site, without network"
 	@echo "make test-oldest test the losses with the oldest torch that is supported"
 	@echo "make reliability run the long tests and write docs/reliability.md"
 	@echo "make audit       ask for known vulnerabilities of the pinned packages"
@@ -61,6 +62,10 @@ audit:
 	$(INTERPRETER) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@echo "build/site/index.html, or with search: $(VENV_PYTHON) -m mkdocs serve"
 
 lint: $(READY)
 	$(VENV_PYTHON) -m ruff check .

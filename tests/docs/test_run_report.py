@@ -1,19 +1,14 @@
-"""The commands of the page on reports are understood, and its pictures are there."""
+"""The page on reports: its pictures and sections are there, its example config is valid."""
 
 import re
-import shlex
-from pathlib import Path
 
-import pytest
 from detectron2.engine import default_argument_parser
 
-from lt_detectron2.commands.command_line import _parser
 from lt_detectron2.engine.setup import check_config, load_config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from .pages import REPOSITORY, commands
+
 PAGE = (REPOSITORY / "docs" / "run_report.md").read_text(encoding="utf-8")
-BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [shlex.split(line) for line in BLOCKS.splitlines()]
 
 
 def test_pictures_are_there():
@@ -22,14 +17,8 @@ def test_pictures_are_there():
     assert all((REPOSITORY / "docs" / picture).is_file() for picture in pictures)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "lt-detectron2"])
-def test_subcommands(command):
-    options = _parser(command[1:]).parse_args(command[1:])
-    assert callable(options.run)
-
-
 def test_training(tmp_path, monkeypatch):
-    (command,) = [c for c in COMMANDS if c[0] == "python"]
+    (command,) = [c for c in commands("docs/run_report.md") if c[0] == "python"]
     assert command[1] == "train_net.py"
     arguments = default_argument_parser().parse_args(command[2:])
     monkeypatch.chdir(REPOSITORY)
