@@ -64,7 +64,7 @@ audit:
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
 	@echo "build/site/index.html, or with search: $(VENV_PYTHON) -m mkdocs serve"
 
 lint: $(READY)
