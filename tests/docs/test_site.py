@@ -27,7 +27,13 @@ FETCHING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "us
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]  # --quiet hides warnings from --strict
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+    ]  # --quiet hides warnings from --strict
     done = subprocess.run(
         [*command, "--site-dir", str(folder)],
         cwd=REPOSITORY,
