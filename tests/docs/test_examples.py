@@ -17,8 +17,31 @@ def run_example(name: str) -> str:
     return done.stdout
 
 
+def tail_by_loss(printed: str) -> dict[str, float]:
+    return {m[1]: float(m[2]) for m in re.finditer(r"(\w+Loss) .* tail ([\d.]+)", printed)}
+
+
 def test_imbalanced_classification():
-    printed = run_example("imbalanced_classification.py")
-    tail = {m[1]: float(m[2]) for m in re.finditer(r"(\w+Loss) .* tail ([\d.]+)", printed)}
+    tail = tail_by_loss(run_example("imbalanced_classification.py"))
     assert tail["BalancedSoftmaxLoss"] > tail["SoftmaxCrossEntropyLoss"] + 0.2
     assert tail["SeesawLoss"] > tail["SoftmaxCrossEntropyLoss"] + 0.1
+
+
+def test_dense_head():
+    tail = tail_by_loss(run_example("dense_head.py"))
+    assert tail["BalancedSoftmaxLoss"] > tail["SoftmaxCrossEntropyLoss"] + 0.2
+    assert tail["SeesawLoss"] > tail["SoftmaxCrossEntropyLoss"] + 0.2
+
+
+def test_torchvision_detector():
+    printed = run_example("torchvision_detector.py")
+    first, last = (float(m[1]) for m in re.finditer(r"loss_classifier ([\d.]+)", printed))
+    assert last < 0.7 * first
+    assert int(re.search(r"(\d+) detections", printed)[1]) > 0
+
+
+def test_lazy_config():
+    printed = run_example("lazy_config.py")
+    losses = [float(m[1]) for m in re.finditer(r"loss_cls ([\d.]+)", printed)]
+    assert min(losses[1:]) < 0.8 * losses[0]
+    assert int(re.search(r"(\d+) detections by LongTail", printed)[1]) > 0
