@@ -36,6 +36,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # lt-detectron2 export --format onnx
         "fast": ["numba>=0.59"],  # compiles the slowest loops of an evaluation
         # The tests also compare with the official `lvis` package. It asks for the OpenCV build
         # that needs a desktop, so install it apart: pip install --no-deps lvis==0.5.3
