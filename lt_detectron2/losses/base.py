@@ -37,6 +37,9 @@ class ClassificationLoss(nn.Module, ABC):
         num_classes: K.
     """
 
+    implementation = "auto"
+    """"auto", "torch" or "triton", see :mod:`lt_detectron2.ops.implementations`. May be set."""
+
     def __init__(self, num_classes: int):
         super().__init__()
         if num_classes < 1:

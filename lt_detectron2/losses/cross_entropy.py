@@ -53,7 +53,10 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
         part = SoftmaxPart(
             targets, None if weights is None else weights[targets], shifts=shifts or LogitShifts()
         )
-        return softmax_cross_entropy(logits, part, reduction=reduction, **options)
+        how = self.implementation
+        return softmax_cross_entropy(
+            logits, part, reduction=reduction, implementation=how, **options
+        )
 
     def activation(self, logits: Tensor) -> Tensor:
         return F.softmax(logits, dim=-1)
@@ -104,6 +107,7 @@ class SigmoidCrossEntropyLoss(ClassificationLoss):
             self.term_weights(logits, targets),
             background=self.num_classes,
             reduction=reduction,
+            implementation=self.implementation,
             **{"terms": self.terms, **options},
         )
 

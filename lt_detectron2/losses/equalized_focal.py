@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import TermWeights
+from ..ops.sigmoid_ce import KernelTerms
 from .base import check_non_negative, check_probability
 from .cross_entropy import SigmoidCrossEntropyLoss
 from .distributed import all_reduce_sum, world_size
@@ -146,6 +147,10 @@ class QualityFocalTerms(FocalTerms):
     def __init__(self, gamma: Tensor, quality: Tensor):
         super().__init__(gamma)
         self.quality = quality
+
+    @property
+    def kernel(self) -> KernelTerms:
+        return KernelTerms("quality_focal", self.gamma, self.quality)
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         gamma, score = self.gamma[column], x.sigmoid()

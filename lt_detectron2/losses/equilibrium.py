@@ -85,7 +85,8 @@ class EquilibriumLoss(SoftmaxCrossEntropyLoss):
     def _observe(self, logits: Tensor, targets: Tensor, object_ids: Tensor | None) -> None:
         if not self.is_accumulating:
             return
-        plain = softmax_cross_entropy(logits.detach(), SoftmaxPart(targets)).loss
+        part, how = SoftmaxPart(targets), self.implementation
+        plain = softmax_cross_entropy(logits.detach(), part, implementation=how).loss
         scores = (-plain).exp().double()
         share = torch.ones_like(scores)  # of a region in an observation
         if object_ids is not None:

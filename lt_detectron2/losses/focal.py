@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import TermWeights
 from ..ops.one_pass import exp_of
-from ..ops.sigmoid_ce import BinaryTerms, softplus
+from ..ops.sigmoid_ce import BinaryTerms, KernelTerms, softplus
 from .base import check_non_negative
 from .cross_entropy import SigmoidCrossEntropyLoss
 
@@ -94,6 +94,10 @@ class FocalTerms:
 
     def __init__(self, gamma: float | Tensor):
         self.gamma = gamma
+
+    @property
+    def kernel(self) -> KernelTerms:
+        return KernelTerms("focal", self.gamma)
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._terms(x, self.gamma)

@@ -122,7 +122,8 @@ class GroupSoftmaxLoss(ClassificationLoss):
         weights = weights * (len(targets) / weights.sum(dim=0).clamp(min=1))
         first = [0, *itertools.accumulate(self.group_sizes)]
         parts = map(SoftmaxPart, group_labels.unbind(1), weights.unbind(1), first, self.group_sizes)
-        return softmax_cross_entropy(logits, *parts, reduction=reduction).loss
+        how = self.implementation
+        return softmax_cross_entropy(logits, *parts, reduction=reduction, implementation=how).loss
 
     def activation(self, logits: Tensor) -> Tensor:
         scores = torch.cat([part.softmax(dim=1) for part in self._split(logits)], dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import TermWeights
 from ..ops.one_pass import exp_of
-from ..ops.sigmoid_ce import BinaryTerms
+from ..ops.sigmoid_ce import BinaryTerms, KernelTerms
 from ..statistics import ClassStatistics
 from .drop import DropLoss
 from .equalization import EqualizationLoss
@@ -117,6 +117,11 @@ class GumbelTerms:
 
     def __init__(self, floored: bool):
         self.floored = floored
+
+    @property
+    def kernel(self) -> KernelTerms:
+        name = "floored_gumbel" if self.floored else "gumbel"
+        return KernelTerms(name, low=MIN_LOGIT, high=MAX_LOGIT)
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e, p = self._distribution(x)

@@ -63,7 +63,8 @@ class SeesawLoss(ClassificationLoss):
         ones = torch.ones_like(targets, dtype=torch.float64)
         counts = torch.zeros_like(self.region_count).scatter_add_(0, targets, ones)
         self.accumulate(region_count=counts)
-        return softmax_cross_entropy(logits, *self._parts(targets), reduction=reduction).loss
+        parts, how = self._parts(targets), self.implementation
+        return softmax_cross_entropy(logits, *parts, reduction=reduction, implementation=how).loss
 
     def _parts(self, targets: Tensor) -> list[SoftmaxPart]:
         shifts = LogitShifts(

@@ -19,8 +19,6 @@ CPU_BLOCK = 1 << 17
 """Logits worked on at a time, so that intermediate results stay in the cache."""
 LOG2_E = math.log2(math.e)
 REDUCTIONS = ("none", "mean")
-IMPLEMENTATIONS = ("auto", "torch")
-"""What ``implementation`` accepts; "auto" is the fastest that the device has."""
 
 
 class OnePass(NamedTuple):
@@ -34,7 +32,9 @@ class OnePass(NamedTuple):
     """(L,) the same over all other rows."""
 
 
-def attach_gradient(losses: Tensor, logits: Tensor, gradient: Tensor | None) -> Tensor:
+def attach_gradient(
+    losses: Tensor, logits: Tensor, gradient: Tensor | None, *, triton: bool = False
+) -> Tensor:
     """
     Make a loss depend on its logits.
 
@@ -43,11 +43,12 @@ def attach_gradient(losses: Tensor, logits: Tensor, gradient: Tensor | None) -> 
         logits: (R, L), from which the losses were computed.
         gradient: (R, L) derivative of the scalar, or of each row's loss by that row's logits. None
             if nobody wants it, see :func:`wants_gradient`.
+        triton: let a Triton kernel apply the upstream factor, in place where that can be.
 
     Returns:
         The losses. Their graph can be run backwards any number of times, but differentiated once.
     """
-    return losses if gradient is None else _Attached.apply(losses, logits, gradient)
+    return losses if gradient is None else _Attached.apply(losses, logits, gradient, triton)
 
 
 def wants_gradient(logits: Tensor) -> bool:
@@ -81,22 +82,21 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
-def check_choices(reduction: str, implementation: str) -> None:
+def check_reduction(reduction: str) -> None:
     """Raise ValueError for an unknown name."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
 
 
 class _Attached(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, losses: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, losses: Tensor, logits: Tensor, gradient: Tensor, triton: bool) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.triton = triton
         return losses.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None, None]:
         # Not once_differentiable, which is silent where the factor is a constant.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
@@ -104,6 +104,21 @@ class _Attached(torch.autograd.Function):
                 "once: call backward without create_graph, or write the loss with plain torch"
             )
         (gradient,) = ctx.saved_tensors
-        if upstream.dim() == 0 and looking_is_free(upstream) and upstream == 1:
-            return None, gradient, None  # the usual case, which needs no pass over the gradient
-        return None, gradient * (upstream if upstream.dim() == 0 else upstream[:, None]), None
+        if ctx.triton and not _graph_is_kept():
+            from .one_pass_triton import scale_rows_  # imported where it runs
+
+            return None, scale_rows_(gradient, upstream), None, None
+        if upstream.dim() == 0 and not ctx.triton and looking_is_free(upstream) and upstream == 1:
+            return None, gradient, None, None  # the usual case, which needs no pass over it
+        factor = upstream if upstream.dim() == 0 else upstream[:, None]
+        return None, (gradient * factor).to(gradient.dtype), None, None
+
+
+def _graph_is_kept() -> bool:
+    """
+    Whether the backward pass that is running may run again, so that it must not write to what was
+    saved.
+    """
+    # Private, and what torch.compile asks before it reuses saved memory.
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return ask()

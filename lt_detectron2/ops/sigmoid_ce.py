@@ -11,15 +11,17 @@ Shapes:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .implementations import uses_triton
 from .one_pass import (
     OnePass,
     attach_gradient,
-    check_choices,
+    check_reduction,
     exp_of,
     row_blocks,
     wants_gradient,
@@ -49,8 +51,26 @@ class TermWeights(NamedTuple):
     """(R, L), of any type; the logits' is fastest. Costs a pass: prefer tables."""
 
 
+class KernelTerms(NamedTuple):
+    """Binary terms as the Triton kernel is told them; what a name does not use is ignored."""
+
+    name: str
+    """"sigmoid", "focal", "quality_focal", "gumbel" or "floored_gumbel"."""
+    gamma: float | Tensor = 0.0
+    """A number, or (L,)."""
+    quality: Tensor | None = None
+    """(R,)"""
+    low: float = -math.inf
+    high: float = math.inf
+    """Range that logits are clamped to."""
+
+
 class BinaryTerms(Protocol):
-    """A binary loss of a logit x: what a term costs before it is weighted, and its derivative."""
+    """
+    A binary loss of a logit x: what a term costs before it is weighted, and its derivative.
+
+    An attribute ``kernel``, of :class:`KernelTerms`, says that the Triton kernel knows it, too.
+    """
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Score in [0, 1], loss and its derivative of (B, L) logits of a block of rows."""
@@ -61,6 +81,8 @@ class BinaryTerms(Protocol):
 
 class SigmoidTerms:
     """log(1 + exp(x)) for negatives, log(1 + exp(-x)) for positives; the score is sigmoid(x)."""
+
+    kernel = KernelTerms("sigmoid")
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         score = x.sigmoid()
@@ -111,23 +133,31 @@ def sigmoid_cross_entropy(
         reduction: "none" for (R,) losses or "mean" for their mean, 0 if R = 0.
         class_gradients: also return the summed magnitudes of gradients, which accumulating methods
             want. They are those of the sum over the rows, whatever the reduction.
-        implementation: "torch", or "auto" for the fastest that the device has.
+        implementation: one of ``IMPLEMENTATIONS``; "triton" also takes half precision.
 
     Raises:
-        ValueError: unknown reduction or implementation.
+        ValueError: unknown reduction or implementation, or one that cannot run here.
     """
-    check_choices(reduction, implementation)
+    check_reduction(reduction)
+    kernel = getattr(terms, "kernel", None)
+    triton = uses_triton(implementation, logits, has_kernel=kernel is not None)
+    if triton:
+        from .sigmoid_ce_triton import value_and_gradient
+    else:
+        value_and_gradient = _value_and_gradient
     weights = weights or TermWeights()
     wants = wants_gradient(logits)
     with torch.no_grad():
         share = 1 / max(len(logits), 1) if reduction == "mean" else 1.0
-        losses, gradient, sums = _value_and_gradient(
-            logits.detach(), targets, weights, background, terms, scale, offset, share,
+        losses, gradient, sums = value_and_gradient(
+            logits.detach(), targets, weights, background, kernel if triton else terms, scale,
+            offset, share,
             wants or class_gradients, class_gradients,
         )  # fmt: skip
         loss = losses if reduction == "none" else losses.sum()
         positive, negative = (None, None) if sums is None else (part / share for part in sums)
-    return OnePass(attach_gradient(loss, logits, gradient if wants else None), positive, negative)
+    loss = attach_gradient(loss, logits, gradient if wants else None, triton=triton)
+    return OnePass(loss, positive, negative)
 
 
 def _value_and_gradient(

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from . import one_pass
-from .one_pass import OnePass, attach_gradient, check_choices, row_blocks, wants_gradient
+from .implementations import uses_triton
+from .one_pass import OnePass, attach_gradient, check_reduction, row_blocks, wants_gradient
 
 LEFT_OUT = 1e30
 """Whose negative is far below all logits: its exponential is 0."""
@@ -100,21 +101,27 @@ def softmax_cross_entropy(
         reduction: "none" for (R,) losses or "mean" for their mean, 0 if R = 0.
         class_gradients: also return the summed magnitudes of gradients, which accumulating methods
             want. They are those of the sum over the rows, whatever the reduction.
-        implementation: "torch", or "auto" for the fastest that the device has.
+        implementation: one of ``IMPLEMENTATIONS``; "triton" also takes half precision.
 
     Raises:
-        ValueError: unknown reduction or implementation.
+        ValueError: unknown reduction or implementation, or one that cannot run here.
     """
-    check_choices(reduction, implementation)
+    check_reduction(reduction)
+    triton = uses_triton(implementation, logits)
+    if triton:
+        from .softmax_ce_triton import value_and_gradient
+    else:
+        value_and_gradient = _value_and_gradient
     wants = wants_gradient(logits)
     with torch.no_grad():
         share = 1 / max(len(logits), 1) if reduction == "mean" else 1.0
-        losses, gradient, sums = _value_and_gradient(
+        losses, gradient, sums = value_and_gradient(
             logits.detach(), parts, share, wants or class_gradients, class_gradients
         )
         loss = losses if reduction == "none" else losses.sum()
         positive, negative = (None, None) if sums is None else (part / share for part in sums)
-    return OnePass(attach_gradient(loss, logits, gradient if wants else None), positive, negative)
+    loss = attach_gradient(loss, logits, gradient if wants else None, triton=triton)
+    return OnePass(loss, positive, negative)
 
 
 def _value_and_gradient(
