@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from .. import losses
 from ..errors import ConfigError
 from ..losses.base import ClassificationLoss
+from ..ops.implementations import IMPLEMENTATIONS, triton_obstacle
 from ..statistics import ClassStatistics
 from .components import build, find, takes_statistics
 
@@ -58,4 +59,21 @@ def build_classification_loss(
                 "class_statistics.json of the training"
             )
         wired.append(statistics)
-    return build(f"LONG_TAIL.LOSS.{name}", loss_class, cfg.LONG_TAIL.LOSS[name], *wired)
+    loss = build(f"LONG_TAIL.LOSS.{name}", loss_class, cfg.LONG_TAIL.LOSS[name], *wired)
+    loss.implementation = _checked_implementation(cfg.LONG_TAIL.LOSS.IMPLEMENTATION)
+    return loss
+
+
+def _checked_implementation(name: str) -> str:
+    if name not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"LONG_TAIL.LOSS.IMPLEMENTATION is {name!r}, expected one of: "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    obstacle = triton_obstacle() if name == "triton" else None
+    if obstacle:
+        raise ConfigError(
+            f"LONG_TAIL.LOSS.IMPLEMENTATION is triton, but {obstacle}: leave it at auto, which "
+            "uses Triton where it can"
+        )
+    return name
