@@ -47,7 +47,7 @@ def test_small(name: str, rows: int):
 
 @each_operation
 def test_several_programs_and_strips(name: str):
-    check(operations(37, 270)[name], logits(37, 270))
+    check(operations(21, 400)[name], logits(21, 400))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "everything" in name])
