@@ -48,6 +48,7 @@ bench: $(READY)
 	-$(VENV_PYTHON) -m benchmarks.training_step $(SHORT)
 	-$(VENV_PYTHON) -m benchmarks.ranking --case "64 positives" $(SHORT)
 	-$(VENV_PYTHON) -m benchmarks.data --quick
+	-$(VENV_PYTHON) -m benchmarks.losses --short --turns 5
 	-$(VENV_PYTHON) -m benchmarks.evaluation --quick
 	$(VENV_PYTHON) -m benchmarks.report
 

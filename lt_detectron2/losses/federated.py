@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import TermWeights
+from ..ops import TermWeights, one_pass, sigmoid_cross_entropy
+from ..ops.one_pass import OnePass
 from ..statistics import ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss
@@ -55,8 +59,28 @@ class FederatedLoss(SigmoidCrossEntropyLoss):
         weight = torch.where(images > 0, images**self.frequency_power, 0.0)
         self.register_buffer("sampling_weight", weight, persistent=False)  # (K,)
 
-    def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
-        return TermWeights(negative=self.sampled_classes(targets).to(logits.dtype))
+    def cross_entropy(
+        self, logits: Tensor, targets: Tensor, reduction: str, **options: Any
+    ) -> OnePass:
+        sampled = self.sampled_classes(targets)
+        background, weights = self.num_classes, None
+        if one_pass.looking_is_free(logits) and sampled.any():
+            columns = sampled.nonzero()[:, 0]
+            background = len(columns)
+            logits = logits.index_select(1, columns)
+            place = F.pad(sampled.cumsum(0) - 1, (0, 1), value=background)
+            targets = place[targets]
+        else:
+            weights = TermWeights(negative=sampled.to(logits.dtype))
+        return sigmoid_cross_entropy(
+            logits,
+            targets,
+            weights,
+            background=background,
+            reduction=reduction,
+            implementation=self.implementation,
+            **options,
+        )
 
     def sampled_classes(self, targets: Tensor) -> Tensor:
         """(K,) bool indicator of S."""

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import one_pass
 from .implementations import uses_triton
 from .one_pass import (
     OnePass,
@@ -97,6 +98,8 @@ SIGMOID = SigmoidTerms()
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)); faster on the CPU than torch's. Without a graph."""
+    if one_pass.looking_is_free(x) and x.numel() and x.max() < MAX_EXPONENT:  # the usual case
+        return exp_of(x).log1p_()
     value = exp_of(x.clamp(max=MAX_EXPONENT)).log1p_()
     return torch.maximum(value, x, out=value)
 
@@ -179,13 +182,13 @@ def _value_and_gradient(
     has_own = (targets < columns)[:, None]  # (R, 1)
     own = targets.clamp(max=columns - 1)[:, None]  # (R, 1)
     negative = logits.new_ones(columns) if weights.negative is None else weights.negative
-    negative = share * negative.to(dtype)
-    min_score = None if weights.min_score is None else weights.min_score.to(dtype)
-    offset = None if offset is None else offset.to(dtype)
+    negative = share * _table(negative, dtype)
+    min_score = None if weights.min_score is None else _table(weights.min_score, dtype)
+    offset = None if offset is None else _table(offset, dtype)
 
     own_x = scale * logits.gather(1, own)
     if offset is not None:
-        own_x += offset[own] if offset.dim() == 1 else offset[kind[:, None], own]
+        own_x += offset[kind[:, None], own]
     value, own_slope = terms.positive(own_x[:, 0], own[:, 0])
     own_weight = share * has_own[:, 0].to(dtype)
     if weights.positive is not None:
@@ -198,35 +201,38 @@ def _value_and_gradient(
     for block in row_blocks(logits):
         x, block_kind, at_own = logits[block], kind[block], (1, own[block])
         if offset is not None:
-            x = torch.add(_rows_of(offset, block_kind), x, alpha=scale)
+            x = _rows_of(offset, block_kind).add_(x, alpha=scale)
         elif scale != 1:
             x = scale * x
         score, value, slope = terms.negative(x)
         weight = _rows_of(negative, block_kind)
         if min_score is not None:
             # As numbers: operations on bool are several times slower on the CPU.
-            counts = torch.ge(score, _rows_of(min_score, block_kind), out=torch.empty_like(x))
-            weight = counts.mul_(weight)
+            least = _rows_of(min_score, block_kind)
+            weight *= torch.ge(score, least, out=least)
         if weights.mask is not None:
-            weight = weight * weights.mask[block]
-        value = value.mul_(weight)
-        value.scatter_(*at_own, value.gather(*at_own).masked_fill_(has_own[block], 0))
-        losses[block] += value.sum(dim=1)
+            weight *= weights.mask[block]
+        weight.scatter_(*at_own, weight.gather(*at_own).masked_fill_(has_own[block], 0))
+        losses[block] += value.mul_(weight).sum(dim=1)
         if needs_gradient:
             part = torch.mul(slope, weight, out=gradient[block])
             if scale != 1:
                 part *= scale
-            as_negative = part.gather(*at_own)
             if class_gradients:
-                part.scatter_(*at_own, as_negative.masked_fill(has_own[block], 0))
                 negative_sum += part.sum(dim=0)
-            part.scatter_(*at_own, torch.where(has_own[block], own_slope[block], as_negative))
+            part.scatter_(*at_own, part.gather(*at_own).add_(own_slope[block]))
     if not class_gradients:
         return losses, gradient, None
     positive_sum = torch.zeros_like(negative_sum).scatter_add_(0, own[:, 0], own_slope[:, 0].abs())
     return losses, gradient, (positive_sum, negative_sum)
 
 
+def _table(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """(L,) or (2, L) -> (2, L)."""
+    return table.to(dtype).expand(2, -1)
+
+
 def _rows_of(table: Tensor, kind: Tensor) -> Tensor:
-    """(L,) table itself, or (B, L) its row for each region."""
-    return table if table.dim() == 1 else table.index_select(0, kind)
+    """(B, L) row of a (2, L) table for each region; the caller may overwrite it."""
+    rows = table.new_empty(len(kind), table.shape[1])
+    return torch.index_select(table, 0, kind, out=rows)  # without out thrice as slow on the CPU

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lt_detectron2.losses import FederatedLoss, SigmoidCrossEntropyLoss
+from lt_detectron2.ops import one_pass
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.parity import compare
@@ -48,6 +49,23 @@ def test_value_by_hand():
     assert kept(loss, targets) == [0, 2]  # the background takes the third place
     assert_close(loss(torch.zeros(3, 4), targets), torch.tensor(2 * math.log(2)))
     assert kept(loss, targets[:1]) == [0, 2, 3]
+
+
+def test_no_class_at_all():
+    loss = FederatedLoss(K, STATISTICS, num_sampled_classes=1)
+    logits = torch.zeros(2, K, requires_grad=True)
+    value = loss(logits, torch.full((2,), K))  # the background takes the only place
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+
+
+def test_columns_chosen_or_weighted_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    loss = FederatedLoss(K, STATISTICS, num_sampled_classes=4)
+    loss.uniform = lambda shape: torch.linspace(0.1, 0.9, K)
+    logits, targets = batch(loss)
+    chosen = value_and_gradient(loss, logits, targets)
+    monkeypatch.setattr(one_pass, "looking_is_free", lambda tensor: False)
+    assert_close(value_and_gradient(loss, logits, targets), chosen)
 
 
 def test_enough_places_is_sigmoid_cross_entropy():
