@@ -37,7 +37,7 @@ class ClassificationLoss(nn.Module, ABC):
         num_classes: K.
     """
 
-    implementation = "auto"
+    implementation = "torch"
     """"auto", "torch" or "triton", see :mod:`lt_detectron2.ops.implementations`. May be set."""
 
     def __init__(self, num_classes: int):
