@@ -24,3 +24,10 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_the_test() -> None:
+    """Programs that a test calls keep their logs from pytest's handler: undo that for the next."""
+    for name in ("detectron2", "fvcore", "lt_detectron2"):
+        logging.getLogger(name).propagate = True

@@ -7,9 +7,12 @@ grouping by aspect ratio W processes together take what one process would.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, islice
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -143,7 +146,21 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """
     Work on when the job is asked to end: the trainer still finishes its step, and then ends us.
 
-    Schedulers and terminals signal all processes of a job at once.
+    Schedulers and terminals signal all processes of a job at once. Python itself signals its
+    children when it exits, and then waits for them: see :func:`_end_workers`.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """End the workers that an error has left behind; they would not listen to SIGTERM."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise because one was ended
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+# Runs before Python waits for its children, in the main process and in spawned ones.
+Finalize(None, _end_workers, exitpriority=0)
