@@ -185,6 +185,8 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
         },
         later=(
             "eqlv2_rfs, which goes for rare classes, too",
+            "SeesawLoss with LONG_TAIL.CLASSIFIER.NAME CosineLinear and repeat factors, highest "
+            f"in {RESULTS_PAGE} when trained from scratch",
             f"softmax first, then second_stage/crt on it ({SECOND_STAGES_PAGE})",
         ),
         warnings=warnings,

@@ -25,6 +25,7 @@ from .runs import REPOSITORY, Run, execute, exit_status
 METRICS = ("AP", "APr", "APc", "APf")
 METHODS = {
     "softmax": "softmax",
+    "softmax_cosine": "softmax, normalised classifier",
     "sigmoid": "sigmoid",
     "cb": "class-balanced softmax",
     "balanced_softmax": "balanced softmax",
@@ -186,7 +187,9 @@ repeat-factor sampling with the threshold of 100 images.
 
 How to read it: the sets are small, so differences of 2 AP between two rows of two seeds are noise,
 and APr rests on 17 classes. The schedule is short; the order of methods at convergence, and on
-photographs, may be another. `docs/methods.md` gives what the papers report on LVIS.
+photographs, may be another. Where it is not what the papers say, [choosing.md](choosing.md) says
+so; [papers.md](papers.md) has what they report. An iteration takes as long with one loss as with
+another, within a few percent: [performance.md](performance.md) measures them side by side.
 
 ## Every seed
 

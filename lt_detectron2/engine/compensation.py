@@ -39,7 +39,7 @@ def double_compensation(cfg: CfgNode) -> list[str]:
         found.append(
             f"{sampler} shows rare classes more often, and {loss} weighs them by how rare the "
             "annotations have them, as if it did not: rare classes may get too many detections. "
-            "Use one of the two"
+            "It can still help (docs/choosing.md): compare with either alone"
         )
     elif sampler in BALANCING and loss not in PLAIN_LOSSES:
         found.append(

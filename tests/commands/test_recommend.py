@@ -127,7 +127,7 @@ def test_bad_input(data, options, message, capsys):
     [
         ("TrainingSampler", "BalancedSoftmaxLoss", "", None),
         ("RepeatFactorTrainingSampler", "EqualizationLossV2", "", None),  # measured to help
-        ("RepeatFactorTrainingSampler", "BalancedSoftmaxLoss", "", "Use one of the two"),
+        ("RepeatFactorTrainingSampler", "BalancedSoftmaxLoss", "", "compare with either"),
         ("ClassAwareSampler", "SeesawLoss", "", "nothing to make up for"),
         ("ClassAwareSampler", "SoftmaxCrossEntropyLoss", "", None),
         ("TrainingSampler", "SoftmaxCrossEntropyLoss", "NorCal", None),
