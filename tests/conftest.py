@@ -31,3 +31,4 @@ def logs_reach_the_test() -> None:
     """Programs that a test calls keep their logs from pytest's handler: undo that for the next."""
     for name in ("detectron2", "fvcore", "lt_detectron2"):
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(logging.NOTSET)

@@ -48,27 +48,38 @@ def requirements_for(text: str, python_version: str) -> list[str]:
     Return the ``name==version`` pins that apply to a Linux machine with this Python.
 
     pip would judge the conditions of requirements.txt by the Python that runs it, not by the
-    target's. Only the two kinds of conditions that the file uses are understood.
+    target's. Only the kinds of conditions that the file uses are understood: a platform, a version
+    of Python, and both joined by "and".
 
     Raises:
         WheelhouseError: a condition of another kind.
     """
-    target = version_numbers(python_version)
     pins = []
     for line in text.splitlines():
         pin, _, condition = (part.strip() for part in line.partition(";"))
-        if not pin or pin.startswith("#") or condition == "sys_platform == 'win32'":
+        if not pin or pin.startswith("#"):
             continue
-        if condition:
-            match = re.fullmatch(r"python_full_version (<|>=|==) '(\d+\.\d+)(?:\.\*)?'", condition)
-            if match is None:
-                raise WheelhouseError(f"requirements.txt: cannot judge the condition in {line!r}")
-            bound = version_numbers(match[2])
-            holds = {"<": target < bound, ">=": target >= bound, "==": target == bound}
-            if not holds[match[1]]:
-                continue
-        pins.append(pin)
+        try:
+            if not condition or all(
+                holds(term, python_version) for term in condition.split(" and ")
+            ):
+                pins.append(pin)
+        except ValueError as error:
+            raise WheelhouseError(
+                f"requirements.txt: cannot judge the condition in {line!r}"
+            ) from error
     return pins
+
+
+def holds(term: str, python_version: str) -> bool:
+    """Whether one comparison of a condition is true on Linux. ValueError: of another kind."""
+    if term == "sys_platform == 'win32'":
+        return False
+    match = re.fullmatch(r"python_full_version (<|>=|==) '(\d+\.\d+)(?:\.\*)?'", term)
+    if match is None:
+        raise ValueError(term)
+    target, bound = version_numbers(python_version), version_numbers(match[2])
+    return {"<": target < bound, ">=": target >= bound, "==": target == bound}[match[1]]
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.datasets import annotation_json, register_dataset
 from lt_detectron2.data.datasets.annotation_json import load_lvis_records
+from lt_detectron2.data.datasets.custom import register_annotations
 from lt_detectron2.data.statistics import dataset_statistics
 from lt_detectron2.errors import DatasetError
 from lt_detectron2.evaluation import GroundTruth
@@ -76,6 +77,25 @@ def register(tmp_path):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     data_statistics._known.clear()
+
+
+def test_relative_paths_mean_the_working_folder_of_the_registration(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = [register_annotations("val/labels.json", "val/images")]
+    try:
+        metadata = MetadataCatalog.get(names[0])
+        assert metadata.json_file == str(tmp_path / "val" / "labels.json")
+        monkeypatch.chdir(tmp_path / "other")
+        # The same words name other files here; an absolute path names the first ones again.
+        names.append(register_annotations("val/labels.json", "val/images"))
+        names.append(register_annotations(tmp_path / "val" / "labels.json", "../val/images"))
+        names.append(register_annotations("val/labels.json", tmp_path / "other" / "val" / "images"))
+        assert names[0] == names[2] != names[1] == names[3]
+    finally:
+        for name in set(names):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 def test_registration_reads_nothing(tmp_path):

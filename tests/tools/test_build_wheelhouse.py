@@ -6,6 +6,8 @@ from build_wheelhouse import ROOT, WheelhouseError, requirements_for
 LOCK = """# comment
 both==1
 colorama==0.4.6 ; sys_platform == 'win32'
+readline==3 ; python_full_version < '3.11' and sys_platform == 'win32'
+old==1 ; python_full_version >= '3.10' and python_full_version < '3.11'
 split==1 ; python_full_version < '3.11'
 split==2 ; python_full_version == '3.11.*'
 split==3 ; python_full_version >= '3.12'
@@ -14,7 +16,8 @@ split==3 ; python_full_version >= '3.12'
 
 @pytest.mark.parametrize("version, chosen", [("3.10", 1), ("3.11", 2), ("3.12", 3), ("3.13", 3)])
 def test_conditions_are_judged_for_the_target(version, chosen):
-    assert requirements_for(LOCK, version) == ["both==1", f"split=={chosen}"]
+    old = ["old==1"] if version == "3.10" else []
+    assert requirements_for(LOCK, version) == ["both==1", *old, f"split=={chosen}"]
 
 
 def test_unknown_condition_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -
     Raises:
         DatasetError: the name stands for other files already.
     """
-    json_file, image_root = (str(Path(path).expanduser()) for path in (json_file, image_root))
+    json_file, image_root = (str(_absolute(path)) for path in (json_file, image_root))
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
         if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
@@ -53,16 +54,21 @@ def register_annotations(json_file: str | Path, image_root: str | Path = "") -> 
         json_file: annotations in COCO or LVIS format.
         image_root: the folder that file names of images are relative to; that of the file if empty.
     """
-    json_file = Path(json_file).expanduser()
-    image_root = Path(image_root).expanduser() if str(image_root) else json_file.parent
+    json_file = _absolute(json_file)
+    image_root = _absolute(image_root) if str(image_root) else json_file.parent
     name = json_file.stem
     try:
         register_dataset(name, json_file, image_root)
     except DatasetError:  # another file of that name, as in train/labels.json and val/labels.json
-        place = hashlib.sha256(f"{json_file.resolve()}\n{image_root.resolve()}".encode())
+        place = hashlib.sha256(f"{json_file}\n{image_root}".encode())
         name = f"{name}_{place.hexdigest()[:8]}"
         register_dataset(name, json_file, image_root)
     return name
+
+
+def _absolute(path: str | Path) -> Path:
+    """What the path means now: records are read later, perhaps from another working folder."""
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 class CustomMetadata(DerivedMetadata):
