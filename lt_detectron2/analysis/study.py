@@ -46,6 +46,7 @@ METHODS = {
     "gumbel": "GOL",
     "fbs_aegl": "FBS-AEGL",
     "rog_softmax": "softmax + GAP (ROG)",
+    "rog_softmax_cosine": "softmax + GAP (ROG), normalised classifier",
     "rog_eqlv2": "EQL v2 + GAP (ROG)",
     "harmonic_softmax": "softmax + Harmonic",
     "harmonic_hiou_softmax": "softmax + Harmonic + HIoU",
