@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -18,16 +19,17 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = False) -> It
     Open a file that takes the place of ``path`` only when it is complete.
 
     Args:
-        path: on a local disk.
-        mode: of ``open``; text is UTF-8.
+        path: on a disk. Of several processes that write it at once, the last one to finish wins.
+        mode: "w" for text, which is UTF-8, or "wb".
         durable: wait until the disk has it, so that not even a power failure leaves half of it.
 
     Raises:
         OSError: the folder cannot be written, or is full; ``path`` is as it was.
     """
-    part = f"{path}.{os.getpid()}{PART_SUFFIX}"
+    # Processes of other machines, and containers, may have the same number.
+    part = f"{path}.{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}"
     try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(part, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
             yield file
             if durable:
                 file.flush()

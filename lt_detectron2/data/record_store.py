@@ -12,14 +12,12 @@ Shapes: N records, A annotations.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
 import os
 import pickle
 import struct
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def write(
     Raises:
         OSError: the folder cannot be written, or is full.
     """
-    with _replacing(Path(path)) as file:
+    with replacing(path, "wb") as file:
         sizes = [file.write(pickle.dumps(record, protocol=5)) for record in records]
         annotations = [a for record in records for a in record["annotations"]]
         columns = {
@@ -221,14 +221,3 @@ def write(
         }
         file.write(content := json.dumps(header).encode())
         file.write(_END.pack(len(content), _MAGIC))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -22,7 +22,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import NonFiniteLossError
+from ..files import replacing
 from ..losses.distributed import without_others
+from ..random_state import keeping_random_state
 from ..statistics import ClassStatistics
 from .steps import PRECISIONS
 
@@ -244,21 +246,18 @@ def _remedy(broken: Sequence[str]) -> str:
 
 
 def _save(content: Mapping[str, Any], path: str) -> str:
-    part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, path)
+        with replacing(path, "wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch says so when the disk is full
-        with contextlib.suppress(OSError):
-            os.remove(part)
         return f"The step could not be saved: {error}"
     return f"The step is saved; replay it with: lt-detectron2 replay {path}"
 
 
 @contextlib.contextmanager
 def _random_numbers(state: Mapping[str, Tensor]) -> Iterator[None]:
-    with torch.random.fork_rng():
+    with keeping_random_state():
         if "cpu" in state:
             torch.set_rng_state(state["cpu"].cpu())
         if "cuda" in state and torch.cuda.is_available():

@@ -14,6 +14,7 @@ import pycocotools.mask
 from detectron2.structures import BoxMode
 
 from ...errors import DatasetError
+from ...files import replacing
 from ...progress import counter
 from ..annotation_schema import check_annotation_file, check_tables, field, has_too_few_points
 
@@ -163,19 +164,14 @@ def write_annotation_json(
     Args:
         content: everything but the annotations.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, ensure_ascii=False)[:-1] + ', "annotations": [')
-            with counter(target.name, unit="annotations", total=len(annotations)) as progress:
-                for start in range(0, len(annotations), ANNOTATIONS_PER_WRITE):
-                    block = annotations[start : start + ANNOTATIONS_PER_WRITE]
-                    file.write((", " if start else "") + json.dumps(block)[1:-1])
-                    progress.update(len(block))
-            file.write("]}")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(target) as file:
+        file.write(json.dumps(content, ensure_ascii=False)[:-1] + ', "annotations": [')
+        with counter(target.name, unit="annotations", total=len(annotations)) as progress:
+            for start in range(0, len(annotations), ANNOTATIONS_PER_WRITE):
+                block = annotations[start : start + ANNOTATIONS_PER_WRITE]
+                file.write((", " if start else "") + json.dumps(block)[1:-1])
+                progress.update(len(block))
+        file.write("]}")
 
 
 def _check_coco(dataset: Mapping[str, Any], path: str) -> None:
