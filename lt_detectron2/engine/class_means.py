@@ -21,6 +21,7 @@ from ..calibration import ClassMeans, NearestClassMean
 from ..data.build import training_records
 from ..data.images import CheckedMapper
 from ..errors import ConfigError
+from ..files import replacing
 from ..modeling.box_predictor import BoxPredictions
 from ..progress import track
 
@@ -37,7 +38,8 @@ def prepare_calibration(cfg: CfgNode, model: nn.Module) -> None:
     Give a NearestClassMean of a detector its means, in place; nothing for all other methods.
 
     They are gathered in one pass over ``DATASETS.TRAIN`` and kept in ``OUTPUT_DIR``, from where
-    they are read as long as the weights are the same. A collective.
+    they are read as long as the weights are the same, and the training set if any is named. A
+    collective.
 
     Raises:
         ConfigError: there is no training set to gather them from.
@@ -49,11 +51,13 @@ def prepare_calibration(cfg: CfgNode, model: nn.Module) -> None:
         return
     path = os.path.join(cfg.OUTPUT_DIR, MEANS_FILE)
     key = _key(cfg, model, methods[0])
-    means = comm.all_gather(_read(path, key) if comm.is_main_process() else None)[0]
+    sets = list(cfg.DATASETS.TRAIN)
+    means = comm.all_gather(_read(path, key, sets) if comm.is_main_process() else None)[0]
     if means is None:
         means = gather_class_means(cfg, model)
         if comm.is_main_process():
-            torch.save({"key": key, "means": means}, path)
+            with replacing(path, "wb") as file:
+                torch.save({"key": key, "sets": sets, "means": means}, file)
             logger.info("Class means are kept in %s", path)
     for method, (mean, count) in zip(methods, means):
         device = next(model.parameters()).device
@@ -135,8 +139,8 @@ def _with_progress(loader: Iterable[Any], what: str) -> Iterable[Any]:
 
 
 def _key(cfg: CfgNode, model: nn.Module, method: NearestClassMean) -> str:
-    """Hash of all that the means depend on."""
-    text = f"{method.feature} {method.source} {tuple(cfg.DATASETS.TRAIN)} {cfg.INPUT.dump()}"
+    """Hash of all that the means depend on, but for the training set."""
+    text = f"{method.feature} {method.source} {cfg.INPUT.dump()}"
     digest = hashlib.sha256(text.encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -144,11 +148,12 @@ def _key(cfg: CfgNode, model: nn.Module, method: NearestClassMean) -> str:
     return digest.hexdigest()
 
 
-def _read(path: str, key: str) -> Means | None:
+def _read(path: str, key: str, sets: list[str]) -> Means | None:
     if not os.path.isfile(path):
         return None
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["key"] != key:
+    # A detector that is used elsewhere names no training set, and takes what its training has left.
+    if saved["key"] != key or (sets and saved["sets"] != sets):
         logger.info("Class means in %s are of other weights or images: gathering anew", path)
         return None
     return saved["means"]

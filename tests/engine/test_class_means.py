@@ -8,9 +8,11 @@ from detectron2.structures import Boxes
 from torch.testing import assert_close
 
 from lt_detectron2.engine import class_means
+from lt_detectron2.engine.checkpoint import LongTailCheckpointer, StatisticsRecord
 from lt_detectron2.engine.class_means import MEANS_FILE, gather_class_means, prepare_calibration
+from lt_detectron2.engine.detector import Detector
 from lt_detectron2.errors import ConfigError
-from tests.modeling.detectors import NUM_CLASSES, small_config, small_detector
+from tests.modeling.detectors import NUM_CLASSES, STATISTICS, small_config, small_detector
 
 from .small_set import register, unregister
 
@@ -100,6 +102,27 @@ def test_kept_until_the_weights_change(tmp_path, monkeypatch):
     assert len(passes) == 2
     changed = again.roi_heads.box_predictor.calibration.class_means
     assert not torch.equal(changed, first)
+
+
+def test_other_training_sets_are_gathered_anew(tmp_path):
+    cfg, model = detector(tmp_path)
+    prepare_calibration(cfg, model)
+    other, model = detector(tmp_path, HEADS[0], "DATASETS.TRAIN", f"('{DATASET}', '{DATASET}')")
+    prepare_calibration(other, model)
+    saved = torch.load(tmp_path / MEANS_FILE, weights_only=True)
+    assert saved["sets"] == [DATASET, DATASET]
+
+
+def test_used_where_the_training_set_is_not(tmp_path):
+    """The means beside a checkpoint serve a Detector, which names no training set."""
+    cfg, model = detector(tmp_path)
+    prepare_calibration(cfg, model)
+    expected = model.roi_heads.box_predictor.calibration.class_means
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    record = StatisticsRecord(STATISTICS)
+    LongTailCheckpointer(model, str(tmp_path), class_statistics=record).save("model_final")
+    found = Detector(tmp_path / "model_final.pth", class_names="abcdefg").model
+    assert torch.equal(found.roi_heads.box_predictor.calibration.class_means, expected)
 
 
 def test_without_a_training_set(tmp_path):
