@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..engine.non_finite import decode, losses_by_image, precision_of, run_step
     from ..engine.safe_loading import load_checkpoint_file
-    from ..engine.setup import load_config
+    from ..engine.setup import WITHOUT_DATA, load_config
     from ..errors import CheckpointError
 
     saved = load_checkpoint_file(arguments.file)
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.yaml")
         config.write_text(saved["config"], encoding="utf-8")
-        overrides = ["LONG_TAIL.STATISTICS", arguments.file, "MODEL.WEIGHTS", ""]
+        overrides = [*WITHOUT_DATA, "LONG_TAIL.STATISTICS", arguments.file, "MODEL.WEIGHTS", ""]
         if arguments.device:
             overrides += ["MODEL.DEVICE", arguments.device]
         cfg = load_config(str(config), overrides)

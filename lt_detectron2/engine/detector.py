@@ -19,7 +19,7 @@ from ..errors import CheckpointError, ConfigError, DatasetError
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .checkpoint import LongTailCheckpointer
 from .class_means import prepare_calibration
-from .setup import load_config
+from .setup import WITHOUT_DATA, load_config
 
 CONFIG_FILE = "config.yaml"
 
@@ -115,11 +115,8 @@ def _config_of(weights: str, config_file: str, overrides: Sequence[str]) -> CfgN
             "(--config-file)"
         )
     own = ["MODEL.WEIGHTS", weights, "LONG_TAIL.STATISTICS", weights]
-    own += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
     # Class means of a nearest class mean classifier lie beside its checkpoint.
     own += ["OUTPUT_DIR", os.path.dirname(weights) or "."]
-    # Not what was trained on: that need not be on this machine.
-    own += ["LONG_TAIL.DATA.TRAIN", "", "LONG_TAIL.DATA.VAL", ""]
     if not torch.cuda.is_available():
         own += ["MODEL.DEVICE", "cpu"]
-    return load_config(config_file, [*own, *overrides])
+    return load_config(config_file, [*WITHOUT_DATA, *own, *overrides])

@@ -20,6 +20,12 @@ from ..modeling.composition import check_composition
 from .own_data import check_image_files, prepare_own_data
 from .writers import check_writers
 
+WITHOUT_DATA = (
+    *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()"),
+    *("LONG_TAIL.DATA.TRAIN", "", "LONG_TAIL.DATA.VAL", ""),
+)
+"""Overrides for the model of a config whose data need not be on this machine."""
+
 
 def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode:
     """

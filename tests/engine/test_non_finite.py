@@ -74,6 +74,9 @@ def test_images_and_classes_are_named(trainer, tmp_path, capsys):
     for name, value in trainer.model.named_parameters():
         assert torch.equal(saved["model"][name], value), name  # no step was taken
 
+    # Also where the annotations are not.
+    saved["config"] = saved["config"].replace("TRAIN: ''", f"TRAIN: {tmp_path / 'absent.json'}")
+    torch.save(saved, path)
     assert main(["replay", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("iteration 1: loss_rpn_cls") or "loss_cls nan <--" in lines[0]
