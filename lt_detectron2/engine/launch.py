@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 
 import torch
 import torch.distributed as dist
@@ -168,15 +168,30 @@ def _resolve_url(url: str, num_machines: int, machine_rank: int) -> str:
             probe.bind(("127.0.0.1", 0))
             return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     parsed = urlparse(url)
-    if parsed.scheme == "tcp" and machine_rank == 0:
+    if parsed.scheme != "tcp":
+        return url
+    port = _port_of(parsed)
+    if machine_rank == 0:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((parsed.hostname, parsed.port))
+                probe.bind((parsed.hostname, port))
             except OSError as error:
                 raise ConfigError(
-                    f"port {parsed.port} of {parsed.hostname} cannot be used ({error.strerror}): "
+                    f"port {port} of {parsed.hostname} cannot be used ({error.strerror}): "
                     "another training may be running, or an earlier one left processes behind; "
                     "end them, or pass --dist-url auto"
                 ) from error
     return url
+
+
+def _port_of(url: ParseResult) -> int:
+    try:
+        if url.hostname and url.port:
+            return url.port
+    except ValueError:  # no number, or too large a one
+        pass
+    raise ConfigError(
+        f"--dist-url {url.geturl()!r} names no port of a machine: give "
+        "tcp://<address of machine 0>:<free port>"
+    )

@@ -121,6 +121,13 @@ def test_what_stops_a_process_reaches_the_user():
         launch(break_down, 2, args=("a bug",))
 
 
+@pytest.mark.parametrize("url", ["tcp://10.0.0.1", "tcp://10.0.0.1:99999", "tcp://:50000"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_url_without_a_port(url, rank):
+    with pytest.raises(ConfigError, match=f"'{url}' names no port of a machine: give tcp://"):
+        launch(print, 1, num_machines=2, machine_rank=rank, dist_url=url)
+
+
 def test_auto_url_is_for_one_machine():
     with pytest.raises(ConfigError, match="address of machine 0"):
         launch(print, 1, num_machines=2, dist_url="auto")
