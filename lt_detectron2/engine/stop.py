@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,6 +32,20 @@ class StopRequested(SystemExit):
 STATUSES = tuple(StopRequested(number).code for number in SIGNALS)
 
 
+@contextmanager
+def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, requests to stop go to this handler. In the main thread only, as Python has it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
 class StopRequest:
     """
     Notes that this process, or another one of the job, is asked to end.
@@ -51,15 +65,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, signals are noted; a second Ctrl-C ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python hands signals to the main thread only
-            return
-        previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        try:
+        with handling_signals(self._note):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

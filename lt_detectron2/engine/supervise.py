@@ -16,7 +16,7 @@ from types import FrameType
 import torch.multiprocessing as mp
 
 from ..errors import UserError
-from .stop import SIGNALS, STATUSES, StopRequested
+from .stop import STATUSES, StopRequested, handling_signals
 
 FAILURE_GRACE = 15.0
 """Seconds that the others have to notice that one failed: they may be writing a file."""
@@ -68,12 +68,8 @@ def _passing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]
             # Not SIGINT: a terminal has sent that to all already, and twice means at once.
             process.kill() if is_impatient else process.terminate()
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
+    with handling_signals(pass_on):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _raise_what_happened(
