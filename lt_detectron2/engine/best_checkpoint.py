@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from ..errors import CheckpointError
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ class BestCheckpoint(hooks.BestCheckpointer):
     Keeps ``model_best.pth``, of the evaluation with the highest metric.
 
     Beyond Detectron2's hook: a training that resumes knows what the best has been, from
-    ``model_best.json``; and it resumes from its last checkpoint, not from its best.
+    ``model_best.json``; and it resumes from its last checkpoint, not from its best. A file that
+    cannot be written, as on a full disk, is reported and costs nothing else.
 
     Args:
         eval_period: iterations between evaluations, ``TEST.EVAL_PERIOD``.
@@ -49,13 +51,21 @@ class BestCheckpoint(hooks.BestCheckpointer):
             return
         self.best_metric, self.best_iter = record["value"], record["iteration"]
 
-    def _update_best(self, val: float, iteration: int) -> bool:
-        is_number = super()._update_best(val, iteration)
-        if is_number and comm.is_main_process():
-            record = {"metric": self._val_metric, "value": val, "iteration": iteration}
-            with replacing(self._record) as file:
-                json.dump(record, file)
-        return is_number
+    def _best_checking(self) -> None:
+        before = self.best_metric, self.best_iter
+        try:
+            super()._best_checking()
+            if self.best_iter != before[1] and comm.is_main_process():
+                self._write_record()
+        except (CheckpointError, OSError) as error:
+            self.best_metric, self.best_iter = before
+            logger.error("%s\nTraining goes on; the next better evaluation is tried again", error)
+
+    def _write_record(self) -> None:
+        names = ("metric", "value", "iteration")
+        record = dict(zip(names, (self._val_metric, self.best_metric, self.best_iter)))
+        with replacing(self._record) as file:
+            json.dump(record, file)
 
 
 def _not_last(checkpointer: DetectionCheckpointer) -> Any:

@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, TrainerBase
 
 from lt_detectron2.engine.best_checkpoint import BestCheckpoint
+from lt_detectron2.errors import CheckpointError
 
 
 class Evaluation(HookBase):
@@ -67,6 +68,21 @@ def test_resumed_training_remembers(train):
     assert (step, record["value"]) == (4, 8.0)
     step, record = train([8.5], max_iter=10, start=8)
     assert (step, record["value"]) == (10, 8.5)
+
+
+def test_full_disk(train, monkeypatch, caplog):
+    """What cannot be written is reported; the record stays that of the file there is."""
+    save, values = DetectionCheckpointer.save, iter([8.0, 9.0, 8.5])
+
+    def save_but_once(self, name, iteration):
+        if next(values) == 9.0:
+            raise CheckpointError("no space left")
+        save(self, name, iteration=iteration)
+
+    monkeypatch.setattr(DetectionCheckpointer, "save", save_but_once)
+    step, record = train([8.0, 9.0, 8.5])
+    assert (step, record["value"]) == (6, 8.5)
+    assert "no space left\nTraining goes on" in caplog.text
 
 
 def test_new_training_begins_anew(train, tmp_path):
