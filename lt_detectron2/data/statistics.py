@@ -162,7 +162,7 @@ def read_statistics(path: str) -> ClassStatistics:
     if path.endswith(".json"):
         state = _json_statistics(path)
     else:
-        state = _checkpoint_statistics(path)
+        state = _checkpoint_statistics(path, os.stat(path).st_mtime_ns)
     if not state:
         raise DatasetError(
             f"{path!r} holds no class statistics: it was not written by this library; set "
@@ -187,7 +187,7 @@ def _json_statistics(path: str) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_statistics(path: str) -> dict[str, Any] | None:
+def _checkpoint_statistics(path: str, time_of_change: int) -> dict[str, Any] | None:
     if not path.endswith((".pth", ".pt")):  # zoo files are pickles, and hold no statistics of ours
         return None
     try:

@@ -1,6 +1,7 @@
 """Counts of the annotations that are trained on, their cache, and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.repeat_factors import auto_threshold, class_repeat_factors
-from lt_detectron2.data.statistics import count_classes, dataset_statistics, prepare_statistics
+from lt_detectron2.data.statistics import (
+    count_classes,
+    dataset_statistics,
+    prepare_statistics,
+    read_statistics,
+)
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.errors import ConfigError, DatasetError
 from lt_detectron2.statistics import ClassStatistics
@@ -167,6 +173,14 @@ def test_counts_survive_files(tmp_path, register):
     torch.save({"model": {}}, tmp_path / "foreign.pth")
     with pytest.raises(DatasetError, match="holds no class statistics"):
         data_statistics.read_statistics(str(tmp_path / "foreign.pth"))
+
+
+def test_a_newer_checkpoint_is_read_anew(tmp_path):
+    path = tmp_path / "model_final.pth"
+    for time, counts in enumerate(([1, 2], [3, 4])):
+        torch.save({"class_statistics": ClassStatistics(counts, counts, 9).state_dict()}, path)
+        os.utime(path, (time, time))
+        assert read_statistics(str(path)).instance_count.tolist() == counts
 
 
 def test_repeat_factors_equal_detectron2():
