@@ -279,7 +279,11 @@ def _moved(regions: RegionPredictions, device: torch.device) -> RegionPrediction
         (predictor, predictions_on_device(predictions), [image.to(device) for image in proposals])
         for predictor, predictions, proposals in regions.stages
     )
-    return replace(regions, stages=stages, boxes=[boxes.to(device) for boxes in regions.boxes])
+    boxes = [of_image.to(device) for of_image in regions.boxes]
+    proposal_scores = regions.proposal_scores
+    if proposal_scores is not None:
+        proposal_scores = tuple(scores.to(device) for scores in proposal_scores)
+    return replace(regions, stages=stages, boxes=boxes, proposal_scores=proposal_scores)
 
 
 def _num_bytes(regions: RegionPredictions) -> int:

@@ -33,7 +33,8 @@ class LDAMLoss(SoftmaxCrossEntropyLoss):
         max_margin: margin of the rarest class; 0 leaves softmax cross entropy of scaled logits.
         scale: s, factor of the logits, at test time as well.
         reweight_from_step: training steps after which deferred re-weighting sets in; the official
-            code does so at 80 % of its schedule. None never re-weights.
+            code does so at 80 % of its schedule. A step in n micro-batches counts n times. None
+            never re-weights.
         effective_number_beta: beta of the deferred weights, see ReweightedSoftmaxLoss.
     """
 
