@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -140,7 +141,7 @@ def is_visible(annotation: Record, record: Record) -> bool:
 
 def _problem(annotation: Record, num_classes: int) -> str | None:
     category = annotation.get("category_id")
-    if not isinstance(category, int) or not 0 <= category < num_classes:
+    if not isinstance(category, int | np.integer) or not 0 <= category < num_classes:
         return (
             f"class {category!r}, expected 0..{num_classes - 1}: "
             "its category_id is not among the categories of the file"

@@ -3,11 +3,13 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.structures import BoxMode
 
 from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.repeat_factors import auto_threshold, class_repeat_factors
@@ -17,6 +19,7 @@ from lt_detectron2.data.statistics import (
     prepare_statistics,
     read_statistics,
 )
+from lt_detectron2.data.validate import usable_records
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.errors import ConfigError, DatasetError
 from lt_detectron2.statistics import ClassStatistics
@@ -141,6 +144,15 @@ def test_bad_annotations_are_refused_with_the_file_named(register, content, expe
     with pytest.raises(DatasetError, match=expected) as error:
         dataset_statistics((name,))
     assert str(path) in str(error.value)
+
+
+def test_loaders_may_give_numpy_numbers():
+    """As those do that read a table with pandas."""
+    box = np.array([1, 2, 30, 40], dtype=np.float32)
+    entry = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": np.int64(1)}
+    record = {"image_id": 1, "height": 60, "width": 80, "annotations": [entry]}
+    assert usable_records([record], ["ant", "bee"], "a table") == [record]
+    assert count_classes([record], 2).instance_count.tolist() == [0, 1]
 
 
 def test_missing_file_and_unknown_name(register):
