@@ -16,7 +16,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from lt_detectron2.data.datasets.open_images import SPLITS, challenge_files, read_image_size
+from lt_detectron2.data.datasets.open_images import SPLITS, challenge_files
+from lt_detectron2.data.datasets.open_images_files import read_image_size
 from lt_detectron2.errors import UserError
 from lt_detectron2.progress import counter
 

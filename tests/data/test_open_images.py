@@ -23,7 +23,8 @@ from PIL import Image
 
 from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.datasets import csv_columns, open_images, register_open_images
-from lt_detectron2.data.datasets.open_images import challenge_files, read_hierarchy
+from lt_detectron2.data.datasets.open_images import challenge_files
+from lt_detectron2.data.datasets.open_images_files import EXIF_ORIENTATION, read_hierarchy
 from lt_detectron2.data.repeat_factors import class_repeat_factors
 from lt_detectron2.data.statistics import count_classes, dataset_statistics
 from lt_detectron2.errors import DatasetError
@@ -325,7 +326,7 @@ def test_sixteen_folders_of_images(root):
 def test_sizes_are_listed_by_a_command(root, capsys):
     path = Path(challenge_files("val").images, "b2.jpg")
     exif = Image.Exif()
-    exif[open_images.EXIF_ORIENTATION] = 6  # lies on its side; Detectron2 will turn it
+    exif[EXIF_ORIENTATION] = 6  # lies on its side; Detectron2 will turn it
     Image.new("RGB", SIZES["b2"]).save(path, exif=exif)
     spec = importlib.util.spec_from_file_location("prepare_open_images", SCRIPT)
     prepare = importlib.util.module_from_spec(spec)
@@ -355,7 +356,7 @@ def test_sizes_equal_those_of_detectron2(root):
     cfg = get_cfg()
     cfg.INPUT.MIN_SIZE_TEST = 40
     exif = Image.Exif()
-    exif[open_images.EXIF_ORIENTATION] = 8
+    exif[EXIF_ORIENTATION] = 8
     Image.new("RGB", (30, 70)).save(Path(challenge_files("val").images, "a1.jpg"), exif=exif)
     mapper = DatasetMapper(cfg, is_train=False)
     for record in DatasetCatalog.get(VAL):
