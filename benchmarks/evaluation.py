@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).with_suffix(".csv")
+REPOSITORY = Path(__file__).parents[1]
 IMAGES = 19_809
 """Of LVIS v1 val."""
 CATEGORIES = 1203
@@ -81,7 +81,7 @@ def main() -> int:
     if not arguments.no_save:
         from benchmarks import harness
 
-        harness.append(RESULTS, rows)
+        harness.append(harness.RESULTS / "evaluation.csv", rows)
     return 0
 
 
@@ -130,9 +130,7 @@ def run_process(contestant: str, folder: Path) -> dict[str, Any]:
     """The outcome of a contestant in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.evaluation", "--process", contestant, str(folder)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(
-        command, cwd=RESULTS.parents[1], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{contestant} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

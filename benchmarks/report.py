@@ -24,7 +24,7 @@ from benchmarks.harness import REPOSITORY, RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
 IMAGES = REPOSITORY / "docs" / "images"
-EVALUATION = REPOSITORY / "benchmarks" / "evaluation.csv"
+EVALUATION = RESULTS / "evaluation.csv"
 NOT_MEASURED = "not measured"
 GPU = re.compile(r"\(.*\)")
 """A machine with a GPU is written as the GPU, and its processor in parentheses."""
