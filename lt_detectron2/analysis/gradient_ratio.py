@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .classes import by_frequency, class_columns, groups_of
-from .program import add_runs, draw_and_exit, figure_parser, labels_of
-from .recorded_gradients import RecordedRun, check_same_classes, read_run
+from .program import draw_and_exit
+from .recorded_gradients import RecordedRun, check_same_classes, drawing_of_arguments
 from .style import GROUP_COLOURS, RUN_COLOURS, mark_groups, new_figure, save, tidy, write_csv
 
 QUARTILES = (25, 50, 75)
@@ -108,15 +108,7 @@ def _colours(count: int) -> list[str]:
 
 
 def main() -> None:
-    parser = figure_parser("gradient_ratio", __doc__)
-    add_runs(parser)
-    arguments = parser.parse_args()
-
-    def work() -> Path:
-        runs = [read_run(*run) for run in zip(arguments.runs, labels_of(arguments))]
-        return draw(runs, arguments.output)
-
-    draw_and_exit(work)
+    draw_and_exit(drawing_of_arguments("gradient_ratio", __doc__, draw))
 
 
 if __name__ == "__main__":

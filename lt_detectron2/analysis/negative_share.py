@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .classes import by_frequency, class_columns, groups_of
-from .program import add_runs, draw_and_exit, figure_parser, labels_of
-from .recorded_gradients import RecordedRun, check_same_classes, read_run
+from .program import draw_and_exit
+from .recorded_gradients import RecordedRun, check_same_classes, drawing_of_arguments
 from .style import mark_groups, new_figure, save
 
 FOREGROUND_COLOUR, BACKGROUND_COLOUR = "#e69f00", "#56b4e9"
@@ -77,15 +77,7 @@ def share_figure(runs: Sequence[RecordedRun]) -> Figure:
 
 
 def main() -> None:
-    parser = figure_parser("negative_share", __doc__)
-    add_runs(parser)
-    arguments = parser.parse_args()
-
-    def work() -> Path:
-        runs = [read_run(*run) for run in zip(arguments.runs, labels_of(arguments))]
-        return draw(runs, arguments.output)
-
-    draw_and_exit(work)
+    draw_and_exit(drawing_of_arguments("negative_share", __doc__, draw))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.gradient_record import GRADIENTS_FILE, GradientRecord
 from ..errors import UserError
 from ..statistics import ClassStatistics
+from .program import add_runs, figure_parser, labels_of
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,25 @@ def check_same_classes(runs: list[RecordedRun]) -> ClassStatistics:
                 "one training set together"
             )
     return first
+
+
+def drawing_of_arguments(
+    name: str, description: str, draw: Callable[[list[RecordedRun], str], Path]
+) -> Callable[[], Path]:
+    """
+    What the program of a figure of such runs has to do, as its command line says.
+
+    Args:
+        name: of its module.
+        description: the module's docstring.
+        draw: from the runs and a path to the figure there.
+    """
+    parser = figure_parser(name, description)
+    add_runs(parser)
+    arguments = parser.parse_args()
+
+    def work() -> Path:
+        runs = [read_run(*run) for run in zip(arguments.runs, labels_of(arguments))]
+        return draw(runs, arguments.output)
+
+    return work
