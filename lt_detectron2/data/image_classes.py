@@ -58,14 +58,6 @@ class ImageClasses:
         return cls._from_keys(num_images, num_classes, *torch.unique(keys, return_counts=True))
 
     @classmethod
-    def from_matrix(cls, instances: Tensor) -> ImageClasses:
-        """From a table (N, K) of objects by image and class."""
-        num_images, num_classes = instances.shape
-        flat = instances.flatten()
-        keys = flat.nonzero().flatten()
-        return cls._from_keys(num_images, num_classes, keys, flat[keys])
-
-    @classmethod
     def _from_keys(
         cls, num_images: int, num_classes: int, keys: Tensor, instances: Tensor
     ) -> ImageClasses:

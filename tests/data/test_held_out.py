@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lt_detectron2.data.held_out import stratified_images
-from lt_detectron2.data.image_classes import ImageClasses
+from tests.data.object_tables import images_of_table
 
 # Class 0 in all of 100 images, class 1 in every fifth, class 2 in two, class 3 in one, 4 in none.
 MATRIX = torch.zeros(110, 5, dtype=torch.int64)
@@ -12,7 +12,7 @@ MATRIX[:100, 0] = 2
 MATRIX[0:100:5, 1] = 1
 MATRIX[[3, 50], 2] = 3
 MATRIX[77, 3] = 1
-IMAGES = ImageClasses.from_matrix(MATRIX)
+IMAGES = images_of_table(MATRIX)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])

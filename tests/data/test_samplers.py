@@ -21,6 +21,7 @@ from lt_detectron2.data.samplers import (
     InverseFrequencySampler,
     RepeatFactorSampler,
 )
+from tests.data.object_tables import images_of_table
 from tests.golden import load_golden
 from tests.parity import compare
 
@@ -30,7 +31,7 @@ THRESHOLDS = (0.001, 0.05, 0.2)
 MATRIX = torch.tensor(
     [[3, 0, 0, 1], [1, 1, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 4, 0, 0]]
 )
-IMAGES = ImageClasses.from_matrix(MATRIX)
+IMAGES = images_of_table(MATRIX)
 
 SAMPLERS = {
     "RepeatFactorSampler": lambda images, seed: RepeatFactorSampler(images, seed, 0.5),
@@ -52,7 +53,7 @@ def take(sampler, number):
 
 def recorded():
     golden = load_golden("samplers")
-    return golden, ImageClasses.from_matrix(torch.as_tensor(golden["image_cat_matrix"]))
+    return golden, images_of_table(torch.as_tensor(golden["image_cat_matrix"]))
 
 
 # ---- recorded factors and streams
@@ -105,7 +106,7 @@ def test_golden_repeat_factors_without_square_root():
 def test_golden_repeat_factors_with_an_image_without_objects():
     golden, images = recorded()
     matrix = torch.as_tensor(golden["image_cat_matrix"])
-    padded = ImageClasses.from_matrix(torch.cat([matrix[:5], matrix[:1] * 0, matrix[5:]]))
+    padded = images_of_table(torch.cat([matrix[:5], matrix[:1] * 0, matrix[5:]]))
     array = "d2_rf_with_empty_t0.2"
     factors = factors_of(padded, 0.2)
     compare("RepeatFactorSampler", f"samplers/{array}", factors, golden[array])
@@ -130,7 +131,7 @@ def test_golden_class_aware_streams():
             array = f"mmdet3_classaware_epoch{epoch}_seed7_nsc{number}"
             check(array, stream[200 * epoch : 200 * (epoch + 1)])
     labels = torch.as_tensor(golden["decoupling_cas_labels"])
-    classification = ImageClasses.from_matrix(torch.nn.functional.one_hot(labels))
+    classification = images_of_table(torch.nn.functional.one_hot(labels))
     sampler = ClassAwareSampler(classification, 11, images_per_class=4, draw="decoupling")
     check("decoupling_cas_indices_pyseed11_nsc4", take(sampler, 200))
 
@@ -192,7 +193,7 @@ class TestEverySampler:
 
     def test_refuses_a_set_without_objects(self, name):
         with pytest.raises(ValueError, match="none of the 6 images has an object"):
-            SAMPLERS[name](ImageClasses.from_matrix(MATRIX * 0), 0)
+            SAMPLERS[name](images_of_table(MATRIX * 0), 0)
 
 
 def test_default_seed_is_shared(monkeypatch):
