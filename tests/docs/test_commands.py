@@ -91,7 +91,7 @@ def check_config(arguments):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder with `my_data`, and two runs on it whose detections are the annotations."""
     folder = tmp_path_factory.mktemp("docs")
     _, val = write_example(folder / "my_data")
@@ -122,8 +122,8 @@ EXECUTED = (
 @pytest.mark.parametrize(
     "line", [line for line in COMMANDS if line.startswith(EXECUTED) and "--base" not in line]
 )
-def test_command_runs(line, workplace, monkeypatch, capsys):
-    monkeypatch.chdir(workplace)
+def test_command_runs(line, workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
     # The reader's run has a file of detections and counts; ours has detections as JSON only.
     words = line.replace("output/my/inference/detections.npz", "results.json").split()
     words = [word for word in words if not word.endswith(("--statistics", "statistics.json"))]
@@ -135,8 +135,8 @@ def test_command_runs(line, workplace, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "tutorial" not in page])
-def test_python_blocks_run(page, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_python_blocks_run(page, workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
     for block in blocks(page, "python"):
         sketches = ("(...)", "class MyLoss", "register_dataset", "exported/")
         if any(sketch in block for sketch in sketches):

@@ -15,7 +15,7 @@ SHORTER = {"SOLVER.MAX_ITER 300": "SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 0"}
 
 
 @pytest.fixture
-def workplace(tmp_path):
+def workspace(tmp_path):
     """A folder like the repository, with the two programs that the tutorial calls."""
     for name in ("train_net.py", "configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
@@ -28,7 +28,7 @@ def workplace(tmp_path):
     return tmp_path
 
 
-def test_commands(workplace):
+def test_commands(workspace):
     blocks = re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
     script = "\n".join(["set -e", *blocks])
     for long, short in SHORTER.items():
@@ -36,13 +36,13 @@ def test_commands(workplace):
         script = script.replace(long, short)
     environment = {
         **os.environ,
-        "PATH": f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{workspace / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
-        "DETECTRON2_DATASETS": str(workplace / "datasets"),
+        "DETECTRON2_DATASETS": str(workspace / "datasets"),
     }
     done = subprocess.run(
         ["bash", "-c", script],
-        cwd=workplace,
+        cwd=workspace,
         env=environment,
         capture_output=True,
         text=True,
@@ -58,8 +58,8 @@ def test_commands(workplace):
         "comparison/comparison.md",
         "comparison/differences.png",
     ):
-        assert (workplace / file).is_file(), file
-    assert len(list((workplace / "output").glob("split_train_*/val.json"))) == 1
+        assert (workspace / file).is_file(), file
+    assert len(list((workspace / "output").glob("split_train_*/val.json"))) == 1
 
 
 def test_the_table_of_configs_is_complete():
