@@ -13,6 +13,7 @@ import argparse
 import csv
 import datetime
 import gc
+import inspect
 import multiprocessing
 import os
 import platform
@@ -215,10 +216,10 @@ def _peak_bytes(function: Callable[[], Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         function()
         return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(
-        activities=activities, profile_memory=True, acc_events=True
-    ) as profile:
+    how: dict[str, Any] = {"activities": [torch.profiler.ProfilerActivity.CPU]}
+    if "acc_events" in inspect.signature(torch.profiler.profile).parameters:
+        how["acc_events"] = True  # without it newer versions warn that events may be lost
+    with torch.profiler.profile(profile_memory=True, **how) as profile:
         kept = function()  # until its own peak is over
     events = profile.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]

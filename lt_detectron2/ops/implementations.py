@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -18,6 +19,8 @@ IMPLEMENTATIONS = ("auto", "torch", "triton")
 torch while torch.compile traces, which fuses torch's operations itself.
 """
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LEAST_TRITON = (3, 6)
+"""The oldest Triton that the kernels were tested with; torch 2.11 brings it along."""
 LEAST_CAPABILITY = (7, 0)
 """Of an NVIDIA GPU, for which Triton compiles."""
 
@@ -64,8 +67,8 @@ def uses_triton(implementation: str, logits: Tensor, *, has_kernel: bool = True)
 @functools.cache
 def triton_obstacle() -> str | None:
     """What keeps Triton from compiling kernels on this machine, or None. Looks once."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    if version := version_obstacle():
+        return version
     if is_interpreted():
         return None
     # Triton builds a C function for each kernel, to launch it.
@@ -73,6 +76,17 @@ def triton_obstacle() -> str | None:
         return "Triton needs a C compiler, and neither gcc nor clang is on the PATH"
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return "Triton needs Python's header files (on Debian and Ubuntu: python3-dev)"
+    return None
+
+
+def version_obstacle() -> str | None:
+    """What is wrong with the Triton that is installed, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
+        least = ".".join(map(str, LEAST_TRITON))
+        return f"Triton {version} is installed, and the kernels were tested with {least} and later"
     return None
 
 

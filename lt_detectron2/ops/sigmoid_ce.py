@@ -98,8 +98,10 @@ SIGMOID = SigmoidTerms()
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)); faster on the CPU than torch's. Without a graph."""
-    if one_pass.looking_is_free(x) and x.numel() and x.max() < MAX_EXPONENT:  # the usual case
-        return exp_of(x).log1p_()
+    if one_pass.looking_is_free(x):
+        value = exp_of(x).log1p_()
+        if value.sum().isfinite():  # the usual case; looking at the sum is the cheapest
+            return value
     value = exp_of(x.clamp(max=MAX_EXPONENT)).log1p_()
     return torch.maximum(value, x, out=value)
 
@@ -196,6 +198,7 @@ def _value_and_gradient(
     losses = own_weight * value
     own_slope = (scale * own_weight * own_slope)[:, None]
 
+    tables_only = min_score is None and weights.mask is None
     gradient = logits.new_empty(logits.shape) if needs_gradient else None
     negative_sum = logits.new_zeros(columns)
     for block in row_blocks(logits):
@@ -213,7 +216,12 @@ def _value_and_gradient(
         if weights.mask is not None:
             weight *= weights.mask[block]
         weight.scatter_(*at_own, weight.gather(*at_own).masked_fill_(has_own[block], 0))
-        losses[block] += value.mul_(weight).sum(dim=1)
+        if tables_only:
+            value.scatter_(*at_own, value.gather(*at_own).masked_fill_(has_own[block], 0))
+            both = torch.mm(value, negative.t(), out=value.new_empty(len(value), 2))
+            losses[block] += both.gather(1, block_kind[:, None])[:, 0]
+        else:
+            losses[block] += value.mul_(weight).sum(dim=1)
         if needs_gradient:
             part = torch.mul(slope, weight, out=gradient[block])
             if scale != 1:

@@ -12,7 +12,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from . import one_pass
 from .implementations import uses_triton
 from .one_pass import OnePass, attach_gradient, check_reduction, row_blocks, wants_gradient
 
+LEAST_SCORE = 1e-30
+"""Down to here a score has all its digits, and so has its logarithm."""
 LEFT_OUT = 1e30
 """Whose negative is far below all logits: its exponential is 0."""
 
@@ -133,7 +135,7 @@ def _value_and_gradient(
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
     """(R,) losses times ``share``, their gradient, and (L,) sums of its magnitude."""
     losses = logits.new_zeros(len(logits))
-    gradient = torch.zeros_like(logits) if needs_gradient else None
+    gradient = _gradient_of(logits, parts) if needs_gradient else None
     positive, negative = logits.new_zeros(2, logits.shape[1]).unbind()
     for part in parts:
         last = logits.shape[1] if part.size is None else part.first + part.size
@@ -143,11 +145,14 @@ def _value_and_gradient(
         weights = share * weights.to(logits.dtype)
         own = part.targets[:, None]
         part_gradient = gradient[:, columns] if needs_gradient else None
-        for block in _active_blocks(z, part.weights):
+        active, left_out = _active_rows(z, part.weights)
+        if needs_gradient and left_out is not None:
+            part_gradient.index_fill_(0, left_out, 0)
+        for block in row_blocks(z if active is None else z[: len(active)]):
+            block = block if active is None else active[block]
             x = _shifted(_rows(z, block), part.shifts, block, own[block])
             scores = x.softmax(dim=1)
-            own_x = x.gather(1, own[block])[:, 0]
-            losses[block] += weights[block] * (_log_normalizer(x, scores) - own_x)
+            losses[block] += weights[block] * _cross_entropy(x, scores, own[block])
             if needs_gradient:
                 factor = part.shifts.scale * weights[block, None]
                 pull = scores.mul_(factor)
@@ -159,14 +164,20 @@ def _value_and_gradient(
     return losses, gradient, (positive, negative) if class_gradients else None
 
 
-def _active_blocks(z: Tensor, weights: Tensor | None) -> Iterable[slice | Tensor]:
-    """Blocks of the rows that have a weight, or of all rows where looking is not free."""
+def _gradient_of(logits: Tensor, parts: Sequence[SoftmaxPart]) -> Tensor:
+    """(R, L) to be filled in by the parts, zeros unless they have all columns."""
+    sizes = [logits.shape[1] - part.first if part.size is None else part.size for part in parts]
+    return (torch.empty_like if sum(sizes) == logits.shape[1] else torch.zeros_like)(logits)
+
+
+def _active_rows(z: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Indices of the rows that have a weight and of the others; None for all and for none."""
     if weights is None or not one_pass.looking_is_free(z):
-        return row_blocks(z)
-    active = weights.nonzero()[:, 0]
-    if len(active) == len(z):
-        return row_blocks(z)
-    return [active[block] for block in row_blocks(z[: len(active)])]
+        return None, None
+    is_active = weights != 0
+    if is_active.all():
+        return None, None
+    return is_active.nonzero()[:, 0], (~is_active).nonzero()[:, 0]
 
 
 def _rows(z: Tensor, block: slice | Tensor) -> Tensor:
@@ -195,6 +206,14 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
         # Not -inf, which would have to be filled in by a mask of bool, slow on the CPU.
         x = torch.add(x, shifts.kept[block].to(z.dtype) - 1, alpha=LEFT_OUT)
     return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
+
+
+def _cross_entropy(x: Tensor, scores: Tensor, own: Tensor) -> Tensor:
+    """(B,) -log softmax(x) in the columns (B, 1), given softmax(x)."""
+    own_score = scores.gather(1, own)[:, 0]
+    if one_pass.looking_is_free(x) and (own_score > LEAST_SCORE).all():  # the usual case
+        return own_score.log_().neg_()
+    return _log_normalizer(x, scores) - x.gather(1, own)[:, 0]
 
 
 def _log_normalizer(x: Tensor, scores: Tensor) -> Tensor:

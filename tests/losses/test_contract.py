@@ -376,6 +376,9 @@ def test_training_never_waits_for_the_device(make: Make, monkeypatch: pytest.Mon
             loss.region_losses(logits, targets, reduction="mean").backward()
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 6), reason="torch.compile of old versions knows less of Python"
+)
 @each_loss
 def test_compiles_without_a_graph_break(loss_class: LossClass):
     loss, compiled = (build(loss_class, draw=_halves, replay=False) for _ in range(2))

@@ -1,6 +1,5 @@
 """When a Triton kernel runs, and that it computes what torch's operations do."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,16 +10,13 @@ import torch
 
 from lt_detectron2.losses import EqualizationLossV2
 from lt_detectron2.ops import implementations
-from lt_detectron2.ops.implementations import triton_obstacle, uses_triton
+from lt_detectron2.ops.implementations import triton_obstacle, uses_triton, version_obstacle
 from tests.losses.factory import batch
 
 from .kernel_cases import logits, operations
 
 HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="the package triton is not installed; torch brings it along for GPUs on Linux",
-)
+needs_triton = pytest.mark.skipif(version_obstacle() is not None, reason=str(version_obstacle()))
 
 
 def _run(name: str, **environment: str) -> None:
@@ -98,6 +94,10 @@ def test_impossible_choice_is_refused(ready: None):
     "missing, expected",
     [
         ("triton", "the package triton is not installed"),
+        (
+            "a new triton",
+            "Triton 3.5.1 is installed, and the kernels were tested with 3.6 and later",
+        ),
         ("compiler", "neither gcc nor clang is on the PATH"),
         ("headers", "needs Python's header files"),
         ("", None),
@@ -114,6 +114,8 @@ def test_what_triton_needs(missing: str, expected: str | None, monkeypatch: pyte
     monkeypatch.setattr(implementations, "is_interpreted", lambda: False)
     found = None if missing == "triton" else object()
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: found)
+    version = "3.5.1" if missing == "a new triton" else "3.10.0"
+    monkeypatch.setattr(implementations.importlib.metadata, "version", lambda name: version)
     which = None if missing == "compiler" else "/usr/bin/gcc"
     monkeypatch.setattr(implementations.shutil, "which", lambda name: which)
     monkeypatch.delenv("CC", raising=False)
