@@ -161,32 +161,32 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
             ),
             evidence=(Evidence(RESULTS_PAGE, ("softmax", "softmax + RFS")),),
             settings=_repeating(),
-            later=("rog_softmax, if common classes still lag behind",),
+            later=("softmax_cosine_rfs, if common classes still lag behind",),
             warnings=warnings,
         )
     return Advice(
-        "rog_softmax",
+        "softmax_cosine_rfs",
         (
-            f"{_tail(sizes)}: repeating the few images of rare classes helps them less than a "
-            "loss that ranks their scores among those of the frequent ones",
-            "images are drawn as they are: with this loss repeat factors did not help overall",
+            f"{_tail(sizes)}: a linear classifier gives frequent classes longer weight vectors, "
+            "which rare ones lose against; a normalised (cosine) one cannot",
+            "images of rare classes are repeated, which helped more with this classifier than with a "
+            "linear one",
+            _threshold_reason(statistics),
         ),
         evidence=(
             Evidence(
                 RESULTS_PAGE,
                 (
-                    *("softmax", "softmax + RFS", "EQL v2 + RFS"),
-                    *("softmax + GAP (ROG)", "softmax + GAP (ROG) + RFS"),
+                    *("softmax", "softmax + RFS", "softmax, normalised classifier"),
+                    "softmax, normalised classifier + RFS",
+                    *("EQL v2 + RFS", "softmax + GAP (ROG)", "Seesaw + RFS"),
                 ),
             ),
         ),
-        settings={
-            "LONG_TAIL": {"RANKING": {"NAME": "GAPLoss", "GAPLoss": {"GAMMA": 1.0, "WEIGHT": 1.0}}}
-        },
+        settings=_repeating(CLASSIFIER={"NAME": "CosineLinear"}),
         later=(
-            "eqlv2_rfs, which goes for rare classes, too",
-            "SeesawLoss with LONG_TAIL.CLASSIFIER.NAME CosineLinear and repeat factors, highest "
-            f"in {RESULTS_PAGE} when trained from scratch",
+            "rog_softmax, which ranks the scores of rare classes among those of frequent ones",
+            "SeesawLoss with the same classifier, for photographs: it is the published combination",
             f"softmax first, then second_stage/crt on it ({SECOND_STAGES_PAGE})",
         ),
         warnings=warnings,
@@ -208,10 +208,10 @@ def _threshold_reason(statistics: ClassStatistics) -> str:
     )
 
 
-def _repeating() -> dict:
+def _repeating(**settings: dict) -> dict:
     return {
         "DATALOADER": {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler"},
-        "LONG_TAIL": {"REPEAT_THRESHOLD": "auto"},
+        "LONG_TAIL": {"REPEAT_THRESHOLD": "auto", **settings},
     }
 
 

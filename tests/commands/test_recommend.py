@@ -29,7 +29,7 @@ CASES = {
     "balanced": (statistics(90, 80, 60), False, "softmax", "no long-tail method is warranted"),
     "large": (statistics(5000, 900, 200), False, "softmax", "more than 100 images"),
     "common": (statistics(5000, 900, 20), False, "softmax_rfs", "no class is rare"),
-    "rare": (statistics(5000, 900, 4), False, "rog_softmax", "1 of 3 classes are rare"),
+    "rare": (statistics(5000, 900, 4), False, "softmax_cosine_rfs", "1 of 3 classes are rare"),
     "trained": (statistics(5000, 900, 4), True, "second_stage/crt", "a trained detector"),
     "single": (statistics(70), False, "softmax", "no long-tail method is warranted"),
 }
@@ -83,11 +83,11 @@ def test_the_written_config_trains_where_it_is(data, tmp_path, monkeypatch, caps
     arguments = ["--images", str(data / "images"), "--val", str(data / "val.json"), "--base", TINY]
     assert main(["recommend", str(data / "train.json"), *arguments, "--output", "my.yaml"]) == 0
     printed = capsys.readouterr().out
-    assert "Train rog_softmax" in printed and f"({RESULTS_PAGE})" in printed
+    assert "Train softmax_cosine_rfs" in printed and f"({RESULTS_PAGE})" in printed
     assert "softmax + GAP (ROG): AP " in printed
     cfg = load_config("my.yaml")
     check_config(cfg, argparse.Namespace(eval_only=False))
-    assert cfg.LONG_TAIL.RANKING.NAME == "GAPLoss" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert cfg.LONG_TAIL.CLASSIFIER.NAME == "CosineLinear" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
     assert cfg.OUTPUT_DIR == "output/my"
     assert yaml.safe_load((tmp_path / "my.yaml").read_text(encoding="utf-8"))["_BASE_"] == TINY
 
