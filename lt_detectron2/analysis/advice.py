@@ -169,8 +169,7 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
         (
             f"{_tail(sizes)}: a linear classifier gives frequent classes longer weight vectors, "
             "which rare ones lose against; a normalised (cosine) one cannot",
-            "images of rare classes are repeated, which helped more with this classifier than with a "
-            "linear one",
+            "images of rare classes are repeated, which helped it more than a linear classifier",
             _threshold_reason(statistics),
         ),
         evidence=(
