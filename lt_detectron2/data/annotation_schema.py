@@ -103,6 +103,11 @@ def has_too_few_points(polygon: Sequence[float]) -> bool:
     return len(polygon) % 2 == 1 or len(polygon) < MIN_POLYGON_NUMBERS
 
 
+def is_id(value: Any) -> bool:
+    """Whether this is a whole number of 64 bits."""
+    return _is_integer(value) and abs(value) <= MAX_ID
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a finite number, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -120,7 +125,7 @@ def _check_table(entries: Sequence[Any], kind: str, path: str, problem: Any) -> 
                 f"{_shown(entry)}: remove it or export the file again"
             )
         id = field(entry, "id", kind, path)
-        if not _is_integer(id) or abs(id) > MAX_ID:
+        if not is_id(id):
             raise DatasetError(
                 f"{path}: {kind} number {position} has the id {_shown(id)}, expected an integer: "
                 "number them"
@@ -172,6 +177,8 @@ def annotation_problem(
         if key not in entry:
             return f"has no {key!r}, only {sorted(entry)}: complete the file"
         id = entry[key]
+        if isinstance(id, str) and id in known:
+            return f"belongs to {kind} {_shown(id)}, expected a whole number: number the {kind} ids"
         if not _is_integer(id) or id not in known:
             return (
                 f"belongs to {kind} {_shown(id)}, which the file does not list: add the {kind} or "
@@ -194,6 +201,8 @@ def annotation_problem(
             "of its box, in pixels"
         )
     image = images[entry["image_id"]]
+    if image_problem(image):
+        return None  # said of the image
     return _segmentation_problem(entry.get("segmentation"), image["height"], image["width"])
 
 

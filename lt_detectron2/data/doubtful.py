@@ -18,6 +18,7 @@ from .annotation_schema import (
     category_problem,
     has_too_few_points,
     image_problem,
+    is_id,
     is_number,
 )
 
@@ -94,10 +95,18 @@ def _errors(dataset: Mapping[str, Any]) -> Iterator[Finding]:
             problem = find(entry)
             if problem:
                 problems.append(f"{kind} {entry.get('id')} {problem}")
+        ids = [entry.get("id") for entry in tables[kind]]
         yield Finding(
-            f"ids of {TABLES[kind]} occur twice: renumber them",
-            _twice(entry.get("id") for entry in tables[kind]),
+            f"{TABLES[kind]} have no whole number as id: number them",
+            tuple(
+                f"{kind} number {position}: {id!r}"
+                for position, id in enumerate(ids)
+                if not is_id(id)
+            ),
             True,
+        )
+        yield Finding(
+            f"ids of {TABLES[kind]} occur twice: renumber them", _twice(filter(is_id, ids)), True
         )
     yield Finding("entries are not as COCO and LVIS have them", tuple(problems), True)
 
@@ -121,6 +130,14 @@ def _doubtful_categories(dataset: Mapping[str, Any]) -> Iterator[Finding]:
     )
     yield Finding(
         "class names occur twice: is it one class?", _twice(c.get("name") for c in categories)
+    )
+    yield Finding(
+        "class names have line breaks, or spaces around them, which tables show as they are",
+        tuple(
+            repr(name)
+            for name in (str(category.get("name")) for category in categories)
+            if name != name.strip() or len(name.splitlines()) > 1
+        ),
     )
     yield Finding(
         "categories have no object and cannot be learned: add images, or remove the category",
@@ -160,7 +177,9 @@ def _doubtful_annotations(dataset: Mapping[str, Any]) -> Iterator[Finding]:
     places = defaultdict(list)
     for entry in entries:
         if _box(entry):
-            place = (entry.get("image_id"), *(round(value) for value in _box(entry)))
+            # Two decimals, for boxes that are shares of their image fall together otherwise.
+            digits = 2 if max(_box(entry)) <= 1 else 0
+            place = (entry.get("image_id"), *(round(value, digits) for value in _box(entry)))
             places[place].append(entry)
     same, other = [], []
     for together in places.values():
@@ -177,17 +196,18 @@ def _doubtful_annotations(dataset: Mapping[str, Any]) -> Iterator[Finding]:
 def _doubtful_boxes(dataset: Mapping[str, Any]) -> Iterator[Finding]:
     entries = dataset.get("annotations", ())
     sizes = {i.get("id"): (i.get("width"), i.get("height")) for i in dataset["images"]}
-    flat, small, outside = [], [], []
-    relative = corners = 0
+    flat, small, outside, relative = [], [], [], []
+    corners = 0
     for entry in entries:
         box = _box(entry)
         if box is None:
             continue
         x, y, width, height = box
         if not (width > 0 and height > 0):
-            flat.append(f"{_name(entry)}: {list(box)}")
+            flat.append(f"{_name(entry)}: {_shown_box(box)}")
             continue
-        relative += max(box) <= 1
+        if max(box) <= 1:
+            relative.append(f"{_name(entry)}: {_shown_box(box)}")
         if min(width, height) < SMALLEST_SIDE:
             small.append(f"{_name(entry)}: {width:g} x {height:g}")
         image_width, image_height = sizes.get(entry.get("image_id"), (None, None))
@@ -195,12 +215,12 @@ def _doubtful_boxes(dataset: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         over = max(-x, -y, x + width - image_width, y + height - image_height)
         if over > OUTSIDE_TOLERANCE:
-            outside.append(f"{_name(entry)}: {list(box)} in {image_width} x {image_height}")
+            outside.append(f"{_name(entry)}: {_shown_box(box)} in {image_width} x {image_height}")
             corners += x < width <= image_width and y < height <= image_height
     yield Finding("boxes have no area and are left out", tuple(flat))
     total = max(1, len(entries))
-    if relative > MIN_SHARE * total:
-        yield Finding("boxes are shares of the image: COCO wants pixels", ("all of them",), True)
+    if len(relative) > MIN_SHARE * total:
+        yield Finding("boxes are shares of the image: COCO wants pixels", tuple(relative), True)
         return
     if corners > MIN_SHARE * len(outside) and len(outside) > MIN_SHARE * total:
         hint = "boxes leave their image; are they x1 y1 x2 y2? COCO wants x y width height"
@@ -213,7 +233,10 @@ def _doubtful_boxes(dataset: Mapping[str, Any]) -> Iterator[Finding]:
 def _doubtful_files(dataset: Mapping[str, Any], root: Path) -> Iterator[Finding]:
     images = [image for image in dataset["images"] if "file_name" in image]
     missing = [i["file_name"] for i in images if not os.path.isfile(root / i["file_name"])]
-    yield Finding(f"image files are not in {str(root)!r}", tuple(missing), True)
+    hint = ""
+    if any("\\" in name and os.path.isfile(root / name.replace("\\", "/")) for name in missing):
+        hint = ": write / instead of \\ in file_name"
+    yield Finding(f"image files are not in {str(root)!r}{hint}", tuple(missing), True)
     if not missing:
         yield Finding(
             "image files have another size than the annotations say", _resized(images, root)
@@ -232,7 +255,7 @@ def _resized(images: list[Mapping[str, Any]], root: Path) -> tuple[str, ...]:
         except OSError as error:
             different.append(f"{image['file_name']}: cannot be read ({error})")
             continue
-        if size != (image.get("width"), image.get("height")):
+        if "width" in image and size != (image["width"], image.get("height")):
             different.append(
                 f"{image['file_name']}: {size[0]} x {size[1]}, annotated as "
                 f"{image.get('width')} x {image.get('height')}"
@@ -242,6 +265,10 @@ def _resized(images: list[Mapping[str, Any]], root: Path) -> tuple[str, ...]:
 
 def _name(entry: Mapping[str, Any]) -> str:
     return f"annotation {entry.get('id')}"
+
+
+def _shown_box(box: list[float]) -> str:
+    return f"[{', '.join(f'{value:g}' for value in box)}]"
 
 
 def _box(entry: Mapping[str, Any]) -> list[float] | None:

@@ -94,7 +94,8 @@ def test_boxes_in_other_formats(content):
     corners = boxes(lambda x, y, w, h: [x, y, x + w, y + h])
     assert any("x1 y1 x2 y2" in name for name in problems(content, annotations=corners))
     shares = boxes(lambda *box: [value / 96 for value in box])
-    assert any("shares of the image" in name for name in problems(content, annotations=shares))
+    (finding,) = find_doubtful({**content, "annotations": shares})
+    assert "shares of the image" in finding.problem and len(finding.examples) == 604
 
 
 def test_doubtful_categories_and_images(content):
@@ -110,6 +111,42 @@ def test_doubtful_categories_and_images(content):
     assert only(content, "images have no object", images=empty).examples == ("empty.jpg",)
     twice = [*content["images"], content["images"][0]]
     assert {f.is_error for f in find_doubtful({**content, "images": twice})} == {True, False}
+
+
+def test_ids_that_are_no_numbers_and_images_without_size(content):
+    images = [{**i, "id": f"img-{i['id']}"} for i in content["images"]]
+    entries = [{**e, "image_id": f"img-{e['image_id']}"} for e in content["annotations"]]
+    first, second = find_doubtful({**content, "images": images, "annotations": entries})
+    assert "images have no whole number as id" in first.problem and "'img-1'" in first.examples[0]
+    assert "image 'img-1', expected a whole number" in second.examples[0]
+    entries = [{key: e[key] for key in e if key != "id"} for e in content["annotations"]]
+    (finding,) = find_doubtful({**content, "annotations": entries})
+    assert finding.problem == "annotations have no whole number as id: number them"
+    assert len(finding.examples) == 604
+    images = [{"id": i["id"], "file_name": i["file_name"]} for i in content["images"]]
+    (finding,) = find_doubtful({**content, "images": images})
+    assert "image 1 has no 'height'" in finding.examples[0] and len(finding.examples) == 180
+
+
+def test_files_from_windows(data, content, tmp_path, capsys):
+    images = [{**i, "file_name": i["file_name"].replace("/", "\\")} for i in content["images"]]
+    (finding,) = find_doubtful({**content, "images": images}, data / "images")
+    assert "write / instead of \\ in file_name" in finding.problem
+    path = tmp_path / "windows.json"
+    text = json.dumps(content, indent=1).replace("\n", "\r\n")
+    path.write_bytes(text.encode("utf-8"))
+    assert main(["stats", str(path), "--no-picture"]) == 0
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert main(["stats", str(path), "--no-picture"]) == 1
+        message = capsys.readouterr().err
+        assert "begins with a byte order mark" in message and f"read_text({encoding!r})" in message
+
+
+def test_names_that_break_a_table(content):
+    categories = copy.deepcopy(content["categories"])
+    categories[0]["name"] = "a\nb"
+    assert only(content, "line breaks", categories=categories).examples == ("'a\\nb'",)
 
 
 def test_sizes_of_files(data, content):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections import Counter, defaultdict
@@ -71,7 +72,8 @@ def read_annotation_json(path: str | Path) -> dict[str, Any]:
         DatasetError: the file is missing, is cut short, or holds something else.
     """
     try:
-        dataset = json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        dataset = json.loads(content)
     except FileNotFoundError as error:
         raise DatasetError(
             f"annotation file {str(path)!r} is missing: check the path; built-in data sets lie "
@@ -85,8 +87,20 @@ def read_annotation_json(path: str | Path) -> dict[str, Any]:
         raise DatasetError(
             f"{path}: not valid JSON ({error}); was the download or export cut short?"
         ) from error
+    _check_encoding(content, path)
     check_tables(dataset, str(path))
     return dataset
+
+
+def _check_encoding(content: bytes, path: str | Path) -> None:
+    """Other programs, pycocotools among them, read JSON as UTF-8 without a mark only."""
+    marks = codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+    if content.startswith(marks):
+        encoding = "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-16"
+        raise DatasetError(
+            f"{path} begins with a byte order mark, as programs of Windows write it: save it as "
+            f"UTF-8 without; in Python path.write_text(path.read_text({encoding!r}), 'utf-8') does"
+        )
 
 
 def summarize_annotation_json(path: str | Path) -> AnnotationSummary:
