@@ -49,7 +49,7 @@ def describe(statistics: ClassStatistics) -> list[str]:
     absent = [names[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if absent:
         listed = ", ".join(map(repr, absent[:10])) + (", ..." if len(absent) > 10 else "")
-        lines.append(f"{len(absent)} classes without any image, which nobody can learn: {listed}")
+        lines.append(f"without any image, so that nobody can learn them: {listed}")
     return lines
 
 

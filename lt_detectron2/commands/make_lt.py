@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..analysis.class_summary import describe
-    from ..data.datasets.annotation_json import read_annotation_json, write_annotation_json
+    from ..data.datasets.annotation_json import (
+        read_annotation_json,
+        summarize_annotation_json,
+        write_annotation_json,
+    )
     from .sources import read_source
 
     target = Path(arguments.target)
@@ -45,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.target!r} is the source itself: write to another file")
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}, expected at least 0")
+    summarize_annotation_json(arguments.source)  # says what is wrong before anything is written
     content, annotations = _cut(read_annotation_json(arguments.source), arguments)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

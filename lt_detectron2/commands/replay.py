@@ -29,6 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..engine.setup import WITHOUT_DATA, load_config
     from ..errors import CheckpointError
 
+    if not Path(arguments.file).is_file():
+        raise CheckpointError(
+            f"no file {arguments.file!r}: give iteration_*.pth of OUTPUT_DIR/non_finite"
+        )
     saved = load_checkpoint_file(arguments.file)
     if not {"batch", "random", "config"} <= saved.keys():
         raise CheckpointError(

@@ -37,6 +37,8 @@ def read_source(source: str, images: str = "") -> ClassStatistics:
         return dataset_statistics((register_annotations(source, images),))
     if Path(source).suffix in (".json", ".pth", ".pt"):
         return read_statistics(source)
+    if Path(source).is_dir():
+        raise DatasetError(f"{source!r} is a folder: give {SOURCE_HELP}")
     return dataset_statistics((source,))
 
 

@@ -62,6 +62,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
         reinit: names and patterns of what is not taken from a checkpoint, but for resuming;
             see :func:`~lt_detectron2.modeling.freeze.select`.
         allow_pickle: read files that may run any program; see `safe_loading`.
+        needs_frozen: raise if a parameter that is not trained is not in the checkpoint, or in
+            another shape: for trainings of a part, LONG_TAIL.TRAINABLE, of which the rest would
+            stay random.
 
     Attributes:
         strict: raise if the model has a parameter that the checkpoint lacks or has in another
@@ -75,9 +78,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
         *,
         reinit: Sequence[str] = (),
         allow_pickle: bool = False,
+        needs_frozen: bool = False,
         **kwargs: Any,
     ):
         super().__init__(model, save_dir, **kwargs)
+        self.needs_frozen = needs_frozen
         self.reinit = tuple(reinit)
         self.allow_pickle = allow_pickle
         self.strict = False
@@ -252,12 +257,27 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 "Use the config it was trained with (config.yaml beside it): another loss, number "
                 "of classes or head has other weights."
             )
+        if self.needs_frozen:
+            self._check_frozen(reshaped_names | set(incompatible.missing_keys))
         if reshaped:
             logger.warning(
                 "These start afresh, everything else is taken from the checkpoint:\n  %s",
                 "\n  ".join(reshaped),
             )
         return incompatible
+
+    def _check_frozen(self, not_loaded: set[str]) -> None:
+        frozen = {n for n, p in self._unwrapped().named_parameters() if not p.requires_grad}
+        if self.reinit:
+            frozen -= set(select("LONG_TAIL.REINIT", self.reinit, self._unwrapped().state_dict()))
+        random = sorted(frozen & not_loaded)
+        if random:
+            shown = ", ".join(random[:3]) + (", ..." if len(random) > 3 else "")
+            raise CheckpointError(
+                f"LONG_TAIL.TRAINABLE freezes {len(random)} parameters that the checkpoint lacks, or "
+                f"has in another shape, so that they would stay random ({shown}): build on the "
+                "config that MODEL.WEIGHTS was trained with (_BASE_, or `recommend --base`)"
+            )
 
     def _leave_out(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("matching_heuristics", False):

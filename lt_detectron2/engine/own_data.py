@@ -53,6 +53,7 @@ def prepare_own_data(cfg: CfgNode, already_set: set[str]) -> None:
     train_images = own.train_images or (train.parent if train else "")
     val_images = own.val_images or (val.parent if val else train_images)
     if train and not val and own.val_share:
+        summarize_annotation_json(train)  # what is wrong is said of this file, not of its parts
         folder = Path(cfg.OUTPUT_DIR).absolute().parent
         train, val = split_annotations(train, folder, share=own.val_share, seed=own.split_seed)
     if train:
@@ -106,6 +107,12 @@ def log_own_data(cfg: CfgNode) -> None:
             if os.path.isfile(path):
                 found[part] = Path(path)
                 _log_set(part, path)
+    if own.TRAIN and own.VAL and os.path.realpath(own.TRAIN) == os.path.realpath(own.VAL):
+        logger.warning(
+            "%s is training and validation set: its AP says how well the detector knows these "
+            "images by heart. Leave LONG_TAIL.DATA.VAL empty, and a part is kept for validation.",
+            own.VAL,
+        )
     if own.TRAIN and not own.VAL and len(found) == 2:
         _log_split(own, found["training"], found["validation"])
     if "training" in found:
@@ -132,11 +139,15 @@ def _check_same_categories(train: Path, val: Path) -> None:
     different = [
         id for id in sorted({*names[0], *names[1]}) if names[0].get(id) != names[1].get(id)
     ]
-    shown = [f"{id} is {names[0].get(id)!r} and {names[1].get(id)!r}" for id in different[:3]]
+    shown = [f"{id} is {' and '.join(_shown(n.get(id)) for n in names)}" for id in different[:3]]
     raise DatasetError(
         f"{train} and {val} list different categories: id {'; id '.join(shown)}. Give both files "
         "the same list of categories, also those without an object; classes are numbered by it"
     )
+
+
+def _shown(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 def _set_num_classes(

@@ -44,6 +44,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         cfg.MODEL.DEVICE = "cpu"
     if config_file and not os.path.isfile(config_file):
         raise ConfigError(f"no config file {config_file!r}: see the folder configs/")
+    _check_pairs(overrides or [])
     try:
         if config_file:
             # Detectron2 would fall back on the loader that builds any Python object.
@@ -75,6 +76,20 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     prepare_own_data(cfg, _keys_set(config_file, overrides or []))
     cfg.freeze()
     return cfg
+
+
+def _check_pairs(overrides: Sequence[str]) -> None:
+    option = next((part for part in overrides if str(part).startswith("--")), None)
+    if option:
+        raise ConfigError(
+            f"{option} stands behind config keys, where only keys and their values can be: put it "
+            "before the first key"
+        )
+    if len(overrides) % 2:
+        raise ConfigError(
+            f"expected pairs of a config key and its value, got {len(overrides)} words: "
+            f"{' '.join(map(str, overrides))!r}; write values with spaces in quotes"
+        )
 
 
 def _explain_value_error(error: ValueError) -> str:

@@ -86,6 +86,7 @@ class LongTailTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             reinit=cfg.LONG_TAIL.REINIT,
             allow_pickle=cfg.LONG_TAIL.ALLOW_PICKLE,
+            needs_frozen=bool(cfg.LONG_TAIL.TRAINABLE),
             trainer=weakref.proxy(self),
             **{STATISTICS_KEY: StatisticsRecord(self.statistics)},
         )

@@ -91,10 +91,14 @@ def test_bad_input(tmp_path, options, message, capsys):
 def test_places(tmp_path, capsys):
     source = tmp_path / "all.json"
     source.write_text(json.dumps(dataset(12, 8)))
+    broken = tmp_path / "broken.json"
+    broken.write_text(source.read_text().replace("[1, 1, 9, 9]", '["1", 1, 9, 9]'))
     for arguments, message in (
         ([str(source), str(source)], "is the source itself"),
         ([str(tmp_path / "nothing.json"), "lt.json"], "is missing"),
         ([str(source), str(source / "lt.json")], "cannot be written"),
+        ([str(broken), str(tmp_path / "lt.json")], "broken.json: annotation 0 has the box"),
     ):
         assert main(["make-lt", *arguments]) == 1
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "lt.json").exists()

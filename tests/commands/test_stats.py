@@ -161,6 +161,8 @@ def test_sizes_of_files(data, content):
     [
         (["stats", "nothing.json"], "no file 'nothing.json'"),
         (["stats", "nothing"], "no data set is registered as 'nothing'"),
+        (["stats", "."], "'.' is a folder: give annotations"),
+        (["replay", "nothing.pth"], "no file 'nothing.pth'"),
         (["stats", "nothing.pth"], "no file 'nothing.pth'"),
         (["example-data", "."], "--seed is -1"),
     ],

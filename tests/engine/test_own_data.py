@@ -122,6 +122,28 @@ def test_other_categories_in_validation(data, tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match="id 23 is 'Nº3 red checked cross' and 'something else'"):
         load(data, tmp_path, "LONG_TAIL.DATA.VAL", tmp_path / "val.json")
+    del content["categories"][2]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 23]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="id 23 is 'Nº3 red checked cross' and missing"):
+        load(data, tmp_path, "LONG_TAIL.DATA.VAL", tmp_path / "val.json")
+
+
+def test_validation_on_the_training_set_is_warned_of(data, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        log_own_data(load(data, tmp_path))
+        assert not caplog.records
+        log_own_data(load(data, tmp_path, "LONG_TAIL.DATA.VAL", data / "train.json"))
+    assert "is training and validation set" in caplog.text
+
+
+def test_mistakes_are_those_of_the_file_that_was_named(data, tmp_path):
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"][0]["bbox"] = ["1", "2", "3", "4"]
+    (tmp_path / "my.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="my.json: annotation 1 has the box"):
+        load(data, tmp_path, "LONG_TAIL.DATA.TRAIN", tmp_path / "my.json", val=False)
+    assert not list(tmp_path.glob("split_*"))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -206,6 +206,11 @@ def test_reinit_starts_afresh_and_says_so(detector, tmp_path, caplog):
     assert all(torch.equal(continued[name], stage1[name]) for name in stage1)
 
 
+def test_frozen_parts_come_from_the_checkpoint(detector, tmp_path):
+    with pytest.raises(CheckpointError, match="freezes 5 parameters .* stay random .*box_head"):
+        start(config("crt", tmp_path, detector, "MODEL.ROI_BOX_HEAD.FC_DIM", "24"))
+
+
 def test_another_width_loads_everywhere_else(detector, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="lt_detectron2"):
         trainer = start(config("bags_train_classifier", tmp_path, detector))

@@ -52,6 +52,8 @@ def test_adding_the_config_twice_changes_nothing():
             "SeesawLoss.P' expects a value of type float, got a str",
         ),
         (["LONG_TAIL.LOSS.SeesawLoss.P", "1"], "write 2.0, not 2"),
+        (["SOLVER.MAX_ITER", "9", "--resume"], "--resume stands behind config keys"),
+        (["SOLVER.MAX_ITER", "9", "SEED"], "pairs of a config key and its value, got 3 words"),
     ],
 )
 def test_mistyped_keys(overrides, message):
