@@ -55,7 +55,7 @@ def value_and_gradient(
                 None if weights.positive is None else weights.positive.contiguous(),
                 *_table(weights.negative), *_table(weights.min_score), *_table(offset),
                 None if weights.mask is None else weights.mask.contiguous(),
-                *_gamma(terms), terms.quality,
+                *_gamma(terms), None if terms.quality is None else terms.quality.contiguous(),
                 float(terms.low), float(terms.high),
                 background, float(share), float(scale), rows, columns,
                 TERMS=terms.name, ROWS=tile_rows, BLOCK=block, TILES=TILES,

@@ -46,6 +46,7 @@ def operations(rows: int, columns: int, device: str = "cpu") -> dict[str, Operat
             **options,
         )  # fmt: skip
 
+    strided = random(rows, 2)[:, 1]
     own = integers(columns)
     targets = integers(columns + BACKGROUND_COLUMNS - 1)
     some_rows = random(rows) * (random(rows) > 0.5)
@@ -86,7 +87,7 @@ def operations(rows: int, columns: int, device: str = "cpu") -> dict[str, Operat
         ),  # fmt: skip
         "focal": sigmoid(terms=FocalTerms(2.0)),
         "focal, each column": sigmoid(tables, terms=FocalTerms(4 * random(columns))),
-        "quality focal": sigmoid(terms=QualityFocalTerms(2 + random(columns), random(rows))),
+        "quality focal": sigmoid(terms=QualityFocalTerms(2 + random(columns), strided)),
         "gumbel": sigmoid(tables, terms=GumbelTerms(floored=False)),
         "gumbel, official": sigmoid(tables, terms=GumbelTerms(floored=True)),
     }
