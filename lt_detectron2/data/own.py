@@ -39,6 +39,8 @@ class OwnData:
             raise ValueError(
                 f"val_share expects a number in [0, 1), got {self.val_share}: 0.2 keeps a fifth"
             )
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed expects 0 or more, got {self.split_seed}")
         if self.epochs <= 0 or self.min_iterations < 1:
             raise ValueError(
                 "expected epochs > 0 and min_iterations >= 1, got "

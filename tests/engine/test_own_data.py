@@ -101,6 +101,7 @@ def test_a_hiding_threshold_is_warned_of(data, tmp_path, caplog):
         (["LONG_TAIL.DATA.TRAIN", "nothing.json", "LONG_TAIL.DATA.VAL", ""], DatasetError, "miss"),
         (["LONG_TAIL.DATA.VAL_SHARE", 2.0], ConfigError, r"LONG_TAIL.DATA: val_share expects"),
         (["LONG_TAIL.DATA.EPOCHS", 0.0], ConfigError, "epochs > 0"),
+        (["LONG_TAIL.DATA.SPLIT_SEED", -1], ConfigError, "split_seed expects 0 or more, got -1"),
         (["LONG_TAIL.DATA.TRIAN", "x"], ConfigError, "did you mean LONG_TAIL.DATA.TRAIN"),
     ],
 )
