@@ -344,6 +344,10 @@ REFUSALS = {
         ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "LONG_TAIL.CLASSIFIER.NAME", "CosineLinear"),
         "LONG_TAIL.CLASSIFIER.NAME has no effect on MODEL.ROI_HEADS.NAME 'CascadeROIHeads'",
     ),
+    "proposal scores in Detectron2's heads": (
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "LONG_TAIL.PROPOSAL_SCORE", "True"),
+        "LONG_TAIL.PROPOSAL_SCORE has no effect on MODEL.ROI_HEADS.NAME 'StandardROIHeads'",
+    ),
     "RetinaNet": (
         ("MODEL.META_ARCHITECTURE", "RetinaNet", f"{HARMONIC}.ENABLED", "True"),
         "LONG_TAIL.HARMONIC.ENABLED has no effect on RetinaNet: use LongTailRetinaNet",
