@@ -47,7 +47,8 @@ def difference_table(classes: Sequence[ClassDifference], labels: tuple[str, str]
     def row(c: ClassDifference) -> list[str]:
         counts = [f"{n:,}" if n >= 0 else "n/a" for n in (c.train_images, c.val_objects)]
         change = (c.difference.value, c.difference.low, c.difference.high)
-        numbers = (format_number(number, 1) for number in (c.first, c.second, *change))
+        # Adding zero turns -0.0 into 0.0.
+        numbers = (format_number(round(n, 1) + 0.0, 1) for n in (c.first, c.second, *change))
         return [c.name, c.group or "n/a", *counts, *numbers, "yes" if c.is_clear else "no"]
 
     header = ["class", "group", "train images", "val objects", *labels]

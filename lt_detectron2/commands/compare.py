@@ -110,8 +110,8 @@ def _verdict(overall: Comparison, classes: list[ClassDifference], labels: tuple[
     else:
         what = f"These images do not tell {labels[1]} from {labels[0]}"
     return (
-        f"{what}: the difference of AP lies in {low:.1f} to {high:.1f}. Clearly better are "
-        f"{better} classes, clearly worse {worse} of {len(classes)}. Another seed of the training "
+        f"{what}: the difference of AP lies in {low:.1f} to {high:.1f}. Of {len(classes)} classes "
+        f"{better} clearly better, {worse} clearly worse. Another seed of the training "
         "may move both runs by as much; train each method with two or three."
     )
 

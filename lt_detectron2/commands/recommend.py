@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         "compare it with softmax)"
     )
     path = write_config(arguments, advice)
-    chosen = _chosen(path) if is_annotation_file(arguments.source) else []
-    mind = [*advice.warnings, *([ONCE] if advice.settings else [])]
+    chosen, mind = [], [*advice.warnings, *([ONCE] if advice.settings else [])]
+    if is_annotation_file(arguments.source):
+        chosen = _chosen(path)
+        mind += _doubts(arguments)
     for title, lines in (
         ("Set for these annotations", chosen),
         ("Then try", advice.later),
@@ -78,20 +80,48 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(config_file: Path) -> list[str]:
     """What a training with this config will set by itself, and why."""
+    from detectron2.config import CfgNode
+
     from ..engine.setup import load_config
 
     # Nothing is split off yet: that is the training's to do.
     cfg = load_config(str(config_file), ["LONG_TAIL.DATA.VAL_SHARE", "0.0"])
     data, solver = cfg.LONG_TAIL.DATA, cfg.SOLVER
+    reason = f"{data.EPOCHS:g} epochs, and at least {data.MIN_ITERATIONS} iterations"
+    if "MAX_ITER" in CfgNode.load_yaml_with_base(str(config_file)).get("SOLVER", {}):
+        reason = "as the base has it"
     return [
-        f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: "
-        f"{data.EPOCHS:g} epochs, and at least {data.MIN_ITERATIONS} iterations, unless the base "
-        "says otherwise",
+        f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: {reason}",
         f"SCORE_THRESH_TEST {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:g}: rare classes have low "
         "scores, Detectron2's 0.05 would hide them",
         f"DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: Detectron2's 100 may be full "
         "before the first object of a rare class",
     ]
+
+
+def _doubts(arguments: argparse.Namespace) -> list[str]:
+    """What would end a training with the written config, or make its result worthless."""
+    from ..data.datasets.annotation_json import read_annotation_json
+
+    dataset = read_annotation_json(arguments.source)
+    doubts = []
+    folder = _images(arguments)
+    names = [image["file_name"] for image in dataset["images"] if "file_name" in image]
+    missing = sum(not (folder / name).is_file() for name in names)
+    if missing:
+        doubts.append(
+            f"{missing:,} of {len(names):,} images are not in {str(folder)!r}: a training stops at "
+            "the first of them; `lt-detectron2 stats` lists them, --images names their folder"
+        )
+    objects = [e for e in dataset.get("annotations", ()) if not e.get("iscrowd")]
+    if arguments.masks and not all(entry.get("segmentation") for entry in objects):
+        doubts.append("not every object has a mask, which --masks needs: add them, or leave it out")
+    if arguments.val and Path(arguments.val).samefile(arguments.source):
+        doubts.append(
+            "--val is the training set, whose AP says how well the detector knows it by heart: "
+            "leave it out, and a part is kept for validation"
+        )
+    return doubts
 
 
 def check(config_file: str) -> int:
@@ -115,7 +145,7 @@ def write_config(arguments: argparse.Namespace, advice: Advice) -> Path:
     if is_annotation_file(arguments.source):
         places = {
             "TRAIN": arguments.source,
-            "TRAIN_IMAGES": arguments.images or Path(arguments.source).parent,
+            "TRAIN_IMAGES": _images(arguments),
         }
         if arguments.val:
             places["VAL"] = _file("--val", arguments.val)
@@ -129,10 +159,15 @@ def write_config(arguments: argparse.Namespace, advice: Advice) -> Path:
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
     head = f"# {advice.method}, proposed by lt-detectron2 recommend:\n{reasons}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {str(path)!r} cannot be written ({error.strerror})") from error
     return path
+
+
+def _images(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.images or Path(arguments.source).parent)
 
 
 def _base(arguments: argparse.Namespace) -> Path:

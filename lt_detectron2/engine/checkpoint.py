@@ -274,8 +274,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if random:
             shown = ", ".join(random[:3]) + (", ..." if len(random) > 3 else "")
             raise CheckpointError(
-                f"LONG_TAIL.TRAINABLE freezes {len(random)} parameters that the checkpoint lacks, or "
-                f"has in another shape, so that they would stay random ({shown}): build on the "
+                f"LONG_TAIL.TRAINABLE freezes {len(random)} parameters that the checkpoint lacks "
+                f"or has in another shape, so that they would stay random ({shown}): build on the "
                 "config that MODEL.WEIGHTS was trained with (_BASE_, or `recommend --base`)"
             )
 

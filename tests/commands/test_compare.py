@@ -44,7 +44,7 @@ def test_tables_figures_and_numbers(runs, tmp_path, capsys):
     same = [cell.strip() for cell in rows["Nº7 red striped cross"].split("|")[2:-1]]
     assert same[0:2] == ["frequent", "108"] and same[-4:] == ["0.0", "0.0", "0.0", "no"]
     assert "better is better than plain" in printed
-    assert "Clearly better are 2 classes, clearly worse 0 of 7" in printed
+    assert "Of 7 classes 2 clearly better, 0 clearly worse" in printed
 
     files = {path.name for path in (tmp_path / "comparison").iterdir()}
     assert {"comparison.md", "comparison.json", "differences.png", "ap_by_count.png"} <= files

@@ -1,6 +1,7 @@
 """`recommend`: a method by the counts, its config, its evidence, and what is done twice."""
 
 import argparse
+import json
 
 import pytest
 import yaml
@@ -105,6 +106,27 @@ def test_a_trained_detector_and_masks(data, tmp_path, capsys):
     assert list(cfg.LONG_TAIL.TRAINABLE) == ["classifier"] and cfg.SOLVER.MAX_ITER == 1000
 
 
+def test_what_would_end_the_training_is_said(data, tmp_path, capsys):
+    content = json.loads((data / "train.json").read_text(encoding="utf-8"))
+    content["images"][0]["file_name"] = "lost.jpg"
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    source, output = tmp_path / "my.json", tmp_path / "new" / "my.yaml"
+    source.write_text(json.dumps(content))
+    images = ["--images", str(data / "images"), "--output", str(output)]
+    options = ["--masks", "--val", str(source)]
+    assert main(["recommend", str(source), *images, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 180 images are not in" in printed and "not every object has a mask" in printed
+    assert "--val is the training set" in printed and "24 epochs, and at least 2000" in printed
+    assert output.is_file()
+    val = ["--val", str(data / "val.json"), "--base", TINY]
+    assert main(["recommend", str(data / "train.json"), *images, *val]) == 0
+    printed = capsys.readouterr().out
+    assert "SOLVER.MAX_ITER 300, in batches of 8: as the base has it" in printed
+    assert "images are not in" not in printed and "by heart" not in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -113,7 +135,7 @@ def test_a_trained_detector_and_masks(data, tmp_path, capsys):
         (["{data}/train.json", "--val", "nothing.json"], "--val: no file"),
         (["{data}/train.json", "--trained", "nothing.pth"], "--trained: no file"),
         (["{data}/train.json", "--base", "nothing.yaml"], "--base: no file"),
-        (["{data}/train.json", "--output", "/nowhere/my.yaml"], "cannot be written"),
+        (["{data}/train.json", "--output", "{data}/train.json/my.yaml"], "cannot be written"),
         (["--check", "nothing.yaml"], "no config file"),
     ],
 )
