@@ -15,6 +15,8 @@ and
 
     masks      saved run lengths and annotations in memory to all metrics of "segm", up to a tenth
     bootstrap  samples of the images for intervals
+    files      collecting detections with masks of 128 B while a model runs, in files
+    memory     the same in memory, as without an output folder
 
 Each measurement is a process of its own; its peak memory includes the interpreter and libraries.
 Nothing is written unless AP is the same for both ways from saved boxes and for both ways from
@@ -47,7 +49,7 @@ OBJECTS_PER_IMAGE = 12.35
 DETECTIONS_PER_IMAGE = 300
 SAMPLES = 100
 """Of the images, for the time of one."""
-CONTESTANTS = ("columns", "pipeline", "detectron2", "official", "masks", "bootstrap")
+CONTESTANTS = ("columns", "pipeline", "detectron2", "official", "masks", "bootstrap", "files", "memory")
 MASKS_UP_TO = 0.1
 """Share of LVIS v1 val for which masks are generated."""
 SAME_INPUT = (("columns", "official"), ("pipeline", "detectron2"))
@@ -392,6 +394,29 @@ def bootstrap(folder: Path) -> dict[str, Any]:
     return stopwatch.outcome(None, note)
 
 
+def collect(folder: Path, output: str | None) -> dict[str, Any]:
+    """The peak is that while detections come; the note tells how much reading them adds."""
+    from lt_detectron2.evaluation import Detections, RunLengthMasks
+    from lt_detectron2.evaluation.collected import CollectedDetections
+    from lt_detectron2.evaluation.detections import Kept
+
+    everything = Detections.load(str(folder / "detections.npz"))
+    lengths = np.full(DETECTIONS_PER_IMAGE, 128)
+    sizes = np.tile(np.int32([480, 640]), (DETECTIONS_PER_IMAGE, 1))
+    stopwatch = Stopwatch()
+    collected = CollectedDetections(output, Kept())
+    for first in range(0, len(everything), DETECTIONS_PER_IMAGE):
+        part = everything.take(np.arange(first, first + DETECTIONS_PER_IMAGE))
+        codes = np.full(lengths.sum(), ord("0"), dtype=np.uint8)
+        masks = RunLengthMasks(codes, np.cumsum(lengths) - lengths, lengths, sizes.copy())
+        collected.append(replace(part, masks=masks))
+    outcome = stopwatch.outcome(None)
+    found = collected.read()
+    added = (peak_memory() - outcome["peak"]) / 2**20
+    del collected
+    return {**outcome, "note": f"{added:.0f} MiB more to read all {len(found):,}"}
+
+
 FUNCTIONS = {
     "columns": from_columns,
     "pipeline": pipeline,
@@ -399,6 +424,8 @@ FUNCTIONS = {
     "official": official,
     "masks": masks,
     "bootstrap": bootstrap,
+    "files": lambda folder: collect(folder, str(folder)),
+    "memory": lambda folder: collect(folder, None),
 }
 
 if __name__ == "__main__":

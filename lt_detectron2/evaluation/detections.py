@@ -192,6 +192,8 @@ class Detections:
         parts = [part for part in parts if len(part)]
         if not parts:
             return replace(cls.empty(), kept=kept)
+        if len(parts) == 1:
+            return replace(parts[0], kept=kept)
         with_masks = sum(part.masks is not None for part in parts)
         if with_masks not in (0, len(parts)):
             raise ValueError(
@@ -209,7 +211,7 @@ class Detections:
             kept=kept,
         )
 
-    def take(self, rows: np.ndarray) -> "Detections":
+    def take(self, rows: np.ndarray | slice) -> "Detections":
         """The detections at `rows`."""
         return Detections(
             image_ids=self.image_ids[rows],

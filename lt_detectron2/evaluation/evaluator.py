@@ -6,8 +6,9 @@ import os
 from abc import abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from detectron2.utils import comm
 from ..errors import UserError
 from ..files import replacing
 from .annotations import VERIFIED, positions_in
+from .collected import CollectedDetections
 from .detections import Detections, Kept
 from .evaluation_files import (
     CURVES_FILE,
@@ -75,7 +77,8 @@ class LongTailEvaluator(DatasetEvaluator):
             category id.
         tasks: "bbox", "segm" or both; by default what the predictions hold.
         distributed: gather from all processes; otherwise evaluate what this process has seen.
-        output_dir: where to write files.
+        output_dir: where to write files, and to set detections aside while the model runs; without
+            one they stay in memory.
         protocol: caps and thresholds.
         statistics: counts of the training set, which say what is rare, common and frequent.
         options: what to compute beside the standard metrics.
@@ -132,9 +135,12 @@ class LongTailEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets all detections. The first new ones remove results of others from the folder."""
         self._image_ids: list[Any] = []
-        self._parts: list[Detections] = []
-        self._waiting: deque[tuple[int, np.ndarray, Future]] = deque()
-        self._num_stored = 0
+        # Images whose masks are being encoded: detections, which of them were verified, and the
+        # masks of these.
+        self._waiting: deque[tuple[Detections, np.ndarray, Callable[[], RunLengthMasks] | None]] = (
+            deque()
+        )
+        self._collected = self._new_collection()
         if self._protocol.max_dets_per_category is not None:
             num_classes = max(self._class_of_category.values(), default=-1) + 1
             self.category_cap = CategoryCap(self._protocol.max_dets_per_category, num_classes)
@@ -168,24 +174,18 @@ class LongTailEvaluator(DatasetEvaluator):
             boxes=np.concatenate([selected[:, :2], selected[:, 2:] - selected[:, :2]], axis=1),
             kept=kept,
         )
-        self._parts.append(part)
-        self._num_stored += len(rows)
+        masks = None
         if self._tasks is None or "segm" in self._tasks:
-            self._encode(len(self._parts) - 1, instances, boxes, rows[verified], verified)
-        if self.category_cap and self.category_cap.is_due(self._num_stored):
-            self._collect_masks()
-            self._parts = [self.category_cap.compact(Detections.concatenate(self._parts))]
-            self._num_stored = len(self._parts[0])
+            masks = self._encode(instances, boxes, rows[verified])
+        self._waiting.append((part, verified, masks))
+        self._collect(but=_MAX_IMAGES_WAITING if self._options.workers else 0)
+        if self.category_cap and self.category_cap.is_due(len(self._collected)):
+            self._apply_category_cap()
 
     def _encode(
-        self,
-        part: int,
-        instances: Instances,
-        boxes: torch.Tensor,
-        rows: np.ndarray,
-        verified: np.ndarray,
-    ) -> None:
-        """Adds masks to a part, now or later; detections that only take a place get none."""
+        self, instances: Instances, boxes: torch.Tensor, rows: np.ndarray
+    ) -> Callable[[], RunLengthMasks] | None:
+        """The masks of some detections, now or later; the others only take a place."""
         if instances.has(ROI_MASKS):
             small = instances.get(ROI_MASKS).tensor[rows].detach().float().cpu()
             arguments = encode_roi_masks, small, boxes[rows].cpu(), *instances.image_size
@@ -193,28 +193,31 @@ class LongTailEvaluator(DatasetEvaluator):
             masks = instances.pred_masks[rows].detach().bool().cpu().numpy()
             arguments = RunLengthMasks.encode, masks
         else:
-            return
+            return None
         if not self._options.workers:
-            self._set_masks(part, arguments[0](*arguments[1:]), verified)
-            return
+            return partial(*arguments)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.workers)
-        self._waiting.append((part, verified, self._pool.submit(*arguments)))
-        while len(self._waiting) > _MAX_IMAGES_WAITING:
-            self._collect_oldest()
+        return self._pool.submit(*arguments).result
 
-    def _set_masks(self, part: int, masks: RunLengthMasks, verified: np.ndarray) -> None:
-        if not verified.all():
-            masks = masks.spread(np.flatnonzero(verified), len(verified))
-        self._parts[part] = replace(self._parts[part], masks=masks)
+    def _collect(self, but: int = 0) -> None:
+        """Sets detections aside in the order of their images, but for those of the latest few."""
+        while len(self._waiting) > but:
+            part, verified, encoded = self._waiting.popleft()
+            if encoded is not None:
+                masks = encoded()
+                if not verified.all():
+                    masks = masks.spread(np.flatnonzero(verified), len(verified))
+                part = replace(part, masks=masks)
+            self._collected.append(part)
 
-    def _collect_oldest(self) -> None:
-        part, verified, masks = self._waiting.popleft()
-        self._set_masks(part, masks.result(), verified)
+    def _apply_category_cap(self) -> None:
+        best = self.category_cap.compact(self._collected.read())
+        self._collected = self._new_collection()
+        self._collected.append(best)
 
-    def _collect_masks(self) -> None:
-        while self._waiting:
-            self._collect_oldest()
+    def _new_collection(self) -> CollectedDetections:
+        return CollectedDetections(self._output_dir, self._prefilter.kept)
 
     # ---- afterwards
 
@@ -224,15 +227,13 @@ class LongTailEvaluator(DatasetEvaluator):
             metrics in percent by task, without those that have nothing to measure (no annotation in
             a group, say): nan would spoil JSON files and curves. On every process.
         """
-        self._collect_masks()
-        nothing = replace(Detections.empty(), kept=self._prefilter.kept)
-        local = Detections.concatenate([nothing, *self._parts])
-        self._parts = []
+        self._collect()
         if self.category_cap:
-            local = self.category_cap.compact(local)
-        seen = (self._image_ids, local.columns())
-        del local
-        gathered = comm.gather(seen, dst=0) if self._distributed else [seen]
+            self._apply_category_cap()
+        gathered = [(self._image_ids, self._collected.read().columns())]
+        self._collected = self._new_collection()
+        if self._distributed:
+            gathered = comm.gather(gathered[0], dst=0)
         return self._on_main(lambda: self._evaluate_gathered(gathered))
 
     def evaluate_file(self, path: str) -> OrderedDict[str, dict[str, float]]:
@@ -280,7 +281,9 @@ class LongTailEvaluator(DatasetEvaluator):
         detections = Detections.concatenate([Detections.from_columns(c) for _, c in gathered])
         gathered.clear()
         # Files and ties must not depend on which process saw which image.
-        detections = detections.take(np.argsort(detections.image_ids, kind="stable"))
+        image = detections.image_ids
+        if (image[1:] < image[:-1]).any():
+            detections = detections.take(np.argsort(image, kind="stable"))
         detections = self._final_cap(self._with_category_ids(detections))
         self._write_detections(detections)
         if self._ground_truth is not None:

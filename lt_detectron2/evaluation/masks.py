@@ -143,9 +143,10 @@ class RunLengthMasks:
         if np.array_equal(begins + first, self.starts):
             counts = self.counts[first : first + self.lengths.sum()]
             return RunLengthMasks(counts, begins, self.lengths, self.sizes)
-        buffer = self.counts.tobytes()
-        ends = self.starts + self.lengths
-        codes = b"".join([buffer[s:e] for s, e in zip(self.starts.tolist(), ends.tolist())])
+        first, ends = self.starts.min(), self.starts + self.lengths
+        buffer = self.counts[first : ends.max()].tobytes()
+        spans = zip((self.starts - first).tolist(), (ends - first).tolist())
+        codes = b"".join([buffer[start:end] for start, end in spans])
         return RunLengthMasks(
             np.frombuffer(codes, dtype=np.uint8), begins, self.lengths, self.sizes
         )
