@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -32,7 +33,7 @@ from lt_detectron2.data.statistics import read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.launch import launch
 from lt_detectron2.engine.own_data import log_own_data
-from lt_detectron2.engine.setup import check_config, load_config
+from lt_detectron2.engine.setup import check_config, keeping_config_of_training, load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import DatasetError, UserError
 
@@ -56,7 +57,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_config(cfg, args)
     if args.eval_only:
         cfg = with_statistics_of_checkpoint(cfg)
-    default_setup(cfg, args)
+    keeps = args.eval_only and comm.is_main_process()
+    with keeping_config_of_training(cfg.OUTPUT_DIR) if keeps else nullcontext():
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="lt_detectron2", abbrev_name="lt")
     if comm.is_main_process():
         record_start(cfg.OUTPUT_DIR, continues=args.resume or args.eval_only)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..errors import CheckpointError, ConfigError
 from ..files import PART_SUFFIX, replacing
@@ -203,10 +204,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         # Handlers of addresses cannot say whether there is a file: Detectron2's raises.
         if "://" in path:
             self._fetch(path)
-        elif path and not self.path_manager.isfile(path):
-            raise CheckpointError(
-                f"no checkpoint at {path!r}: check MODEL.WEIGHTS (empty starts from scratch)"
-            )
+        elif path:
+            check_weights(path)
         return super().load(path, *args, **kwargs)
 
     def _fetch(self, address: str) -> None:
@@ -292,6 +291,14 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     def _unwrapped(self) -> torch.nn.Module:
         return getattr(self.model, "module", self.model)
+
+
+def check_weights(path: str) -> None:
+    """Raise CheckpointError if there is no such file; what has to be fetched is not looked for."""
+    if "://" not in path and not PathManager.isfile(path):
+        raise CheckpointError(
+            f"no checkpoint at {path!r}: check MODEL.WEIGHTS (empty starts from scratch)"
+        )
 
 
 def _damage(path: str) -> str | None:

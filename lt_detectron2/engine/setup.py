@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import yaml
@@ -16,7 +18,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_long_tail_config
 from ..errors import ConfigError
+from ..files import replacing
 from ..modeling.composition import check_composition
+from .checkpoint import LAST_FILE, check_weights
 from .own_data import check_image_files, prepare_own_data
 from .writers import check_writers
 
@@ -25,6 +29,9 @@ WITHOUT_DATA = (
     *("LONG_TAIL.DATA.TRAIN", "", "LONG_TAIL.DATA.VAL", ""),
 )
 """Overrides for the model of a config whose data need not be on this machine."""
+
+CONFIG_FILE = "config.yaml"
+"""Detectron2's, in OUTPUT_DIR."""
 
 
 def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode:
@@ -152,7 +159,29 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.eval_only and not (cfg.MODEL.WEIGHTS or cfg.LONG_TAIL.EVAL.PREDICTIONS):
         raise ConfigError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
+    if args.eval_only and not cfg.LONG_TAIL.EVAL.PREDICTIONS:
+        check_weights(cfg.MODEL.WEIGHTS)
     _check_writable(cfg.OUTPUT_DIR)
+
+
+@contextlib.contextmanager
+def keeping_config_of_training(folder: str) -> Iterator[None]:
+    """
+    Whatever is written to the config.yaml of a folder is taken back, if a training has left one.
+
+    An evaluation has no schedule, takes class counts from the checkpoint, and may set test settings
+    of its own: its config would no longer be the one that the checkpoints beside it came from.
+    """
+    config = Path(folder, CONFIG_FILE)
+    if not (config.is_file() and Path(folder, LAST_FILE).is_file()):
+        yield
+        return
+    content = config.read_bytes()
+    try:
+        yield
+    finally:
+        with replacing(str(config), "wb") as file:
+            file.write(content)
 
 
 def _check_writable(folder: str) -> None:

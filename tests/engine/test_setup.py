@@ -10,8 +10,8 @@ import pytest
 
 from lt_detectron2.config import add_long_tail_config
 from lt_detectron2.engine.launch import launch
-from lt_detectron2.engine.setup import check_config, load_config
-from lt_detectron2.errors import ConfigError, UserError
+from lt_detectron2.engine.setup import check_config, keeping_config_of_training, load_config
+from lt_detectron2.errors import CheckpointError, ConfigError, UserError
 from lt_detectron2.modeling.classification_loss import build_classification_loss
 
 DEMO = "configs/SynthLT/eqlv2_demo.yaml"
@@ -88,6 +88,25 @@ def test_refused_before_training(tmp_path, monkeypatch, overrides, message):
 def test_evaluation_needs_weights(tmp_path):
     cfg = load_config(DEMO, ["OUTPUT_DIR", str(tmp_path)])
     with pytest.raises(ConfigError, match="--eval-only needs a checkpoint"):
+        check_config(cfg, arguments(eval_only=True))
+
+
+def test_evaluation_keeps_the_config_of_the_training(tmp_path):
+    config = tmp_path / "config.yaml"
+    with keeping_config_of_training(str(tmp_path)):
+        config.write_text("SEED: 1")
+    with keeping_config_of_training(str(tmp_path)):  # that of an earlier evaluation
+        config.write_text("SEED: 2")
+    assert config.read_text() == "SEED: 2"
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    with keeping_config_of_training(str(tmp_path)):
+        config.write_text("SEED: 3")
+    assert config.read_text() == "SEED: 2"
+
+
+def test_evaluation_finds_its_weights_first(tmp_path):
+    cfg = load_config("", ["MODEL.WEIGHTS", "nothing.pth", "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(CheckpointError, match="no checkpoint at 'nothing.pth'"):
         check_config(cfg, arguments(eval_only=True))
 
 
