@@ -170,4 +170,4 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         else:
             keeps = draws.ge_(torch.where(self.is_low, torch.where(sigma > 0, sigma, 1.0), 0.0))
         is_foreground = (targets < self.num_classes)[:, None]
-        return keeps.maximum(is_foreground.to(keeps.dtype))
+        return torch.maximum(keeps, is_foreground.to(keeps.dtype), out=keeps)

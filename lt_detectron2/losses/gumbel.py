@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import TermWeights
-from ..ops.one_pass import exp_of
+from ..ops import TermWeights, one_pass
+from ..ops.one_pass import LOG2_E, exp_of
 from ..ops.sigmoid_ce import BinaryTerms, KernelTerms
 from ..statistics import ClassStatistics
 from .drop import DropLoss
@@ -128,9 +128,11 @@ class GumbelTerms:
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e, p = self._distribution(x)
         # The floor is no matter here: where p (1 - p) is that small, so is p e.
-        odds = p / (1 - p if self.floored else -torch.expm1(-e))
+        odds = (1 - p if self.floored else torch.expm1(-e).neg_()).reciprocal_().mul_(p)
         slope = e.mul_(odds)
-        slope *= torch.le(x, MAX_LOGIT, out=torch.empty_like(x))  # below MIN_LOGIT it is 0
+        looks = one_pass.looking_is_free(x) and len(x) > 0
+        if not (looks and x.max() <= MAX_LOGIT):
+            slope *= torch.le(x, MAX_LOGIT, out=torch.empty_like(x))  # below MIN_LOGIT it is 0
         return p, odds.clamp_(min=LEAST_ODDS).log1p_(), slope
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +142,7 @@ class GumbelTerms:
         return e, slope * ((x >= MIN_LOGIT) & (x <= MAX_LOGIT))
 
     def _distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        e = exp_of(x.clamp(MIN_LOGIT, MAX_LOGIT), -1)
+        e = x.clamp(MIN_LOGIT, MAX_LOGIT).mul_(-LOG2_E).exp2_()
         return e, exp_of(e, -1)
 
 

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CPU_BLOCK = 1 << 17
-"""Logits worked on at a time, so that intermediate results stay in the cache."""
+CPU_BLOCK = 1 << 18
+"""Logits worked on at a time at most, so that intermediate results stay in the cache."""
+CPU_BLOCKS = 8
+"""So many at least, so that intermediate results are small beside the logits."""
 LOG2_E = math.log2(math.e)
 REDUCTIONS = ("none", "mean")
 
@@ -77,7 +79,9 @@ def exp_of(x: Tensor, factor: float = 1.0) -> Tensor:
 def row_blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows that fit into the cache together; a single one where that is no matter."""
     rows, columns = logits.shape
-    step = max(1, CPU_BLOCK // max(columns, 1)) if looking_is_free(logits) else max(rows, 1)
+    step = max(rows, 1)
+    if looking_is_free(logits):
+        step = max(1, min(CPU_BLOCK // max(columns, 1), -(-rows // CPU_BLOCKS)))
     for first in range(0, max(rows, 1), step):
         yield slice(first, min(first + step, rows))
 

@@ -96,9 +96,10 @@ OPERATIONS = {"sigmoid": CASES["sigmoid"][0], "softmax": CASES["softmax"][0]}
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
 
 
-@pytest.fixture(autouse=True, params=[4 * L, 1 << 17], ids=["blocks of 4 rows", "one block"])
+@pytest.fixture(autouse=True, params=[4 * L, 1 << 18], ids=["blocks of 4 rows", "one block"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(one_pass, "CPU_BLOCK", request.param)
+    monkeypatch.setattr(one_pass, "CPU_BLOCKS", 1)
 
 
 def _logits(rows: int = R) -> Tensor:
