@@ -111,8 +111,9 @@ class GroupSoftmaxLoss(ClassificationLoss):
         """
         own = group_labels > 0
         quota = (self.beta * own.sum(dim=0).double()).floor()
-        taken = own | choose_regions(~own, quota, self.uniform(group_labels.shape))
-        taken[:, 0] = True
+        draws = self.uniform(group_labels.shape)
+        taken = torch.ones_like(own)  # in the group of the background, whatever its quota
+        taken[:, 1:] = own[:, 1:] | choose_regions(~own[:, 1:], quota[1:], draws[:, 1:])
         return taken
 
     def region_losses(self, logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:

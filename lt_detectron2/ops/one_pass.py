@@ -17,8 +17,8 @@ from torch import Tensor
 
 CPU_BLOCK = 1 << 18
 """Logits worked on at a time at most, so that intermediate results stay in the cache."""
-CPU_BLOCKS = 8
-"""So many at least, so that intermediate results are small beside the logits."""
+SMALL_CPU_BLOCK = 1 << 16
+"""What is no larger is worked on at once; what is, in an eighth at most, to save memory."""
 LOG2_E = math.log2(math.e)
 REDUCTIONS = ("none", "mean")
 
@@ -81,7 +81,8 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
     rows, columns = logits.shape
     step = max(rows, 1)
     if looking_is_free(logits):
-        step = max(1, min(CPU_BLOCK // max(columns, 1), -(-rows // CPU_BLOCKS)))
+        block = min(CPU_BLOCK, max(SMALL_CPU_BLOCK, logits.numel() // 8))
+        step = max(1, block // max(columns, 1))
     for first in range(0, max(rows, 1), step):
         yield slice(first, min(first + step, rows))
 

@@ -145,9 +145,7 @@ def _value_and_gradient(
         weights = share * weights.to(logits.dtype)
         own = part.targets[:, None]
         part_gradient = gradient[:, columns] if needs_gradient else None
-        active, left_out = _active_rows(z, part.weights)
-        if needs_gradient and left_out is not None:
-            part_gradient.index_fill_(0, left_out, 0)
+        active = _active_rows(z, part.weights)
         for block in row_blocks(z if active is None else z[: len(active)]):
             block = block if active is None else active[block]
             x = _shifted(_rows(z, block), part.shifts, block, own[block])
@@ -165,19 +163,19 @@ def _value_and_gradient(
 
 
 def _gradient_of(logits: Tensor, parts: Sequence[SoftmaxPart]) -> Tensor:
-    """(R, L) to be filled in by the parts, zeros unless they have all columns."""
+    """(R, L) to be filled in by the parts; zeros where they may leave out rows or columns."""
     sizes = [logits.shape[1] - part.first if part.size is None else part.size for part in parts]
-    return (torch.empty_like if sum(sizes) == logits.shape[1] else torch.zeros_like)(logits)
+    leaves_out = one_pass.looking_is_free(logits) and any(p.weights is not None for p in parts)
+    is_filled = sum(sizes) == logits.shape[1] and not leaves_out
+    return (torch.empty_like if is_filled else torch.zeros_like)(logits)
 
 
-def _active_rows(z: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Indices of the rows that have a weight and of the others; None for all and for none."""
+def _active_rows(z: Tensor, weights: Tensor | None) -> Tensor | None:
+    """Indices of the rows that have a weight; None computes all of them."""
     if weights is None or not one_pass.looking_is_free(z):
-        return None, None
+        return None
     is_active = weights != 0
-    if is_active.all():
-        return None, None
-    return is_active.nonzero()[:, 0], (~is_active).nonzero()[:, 0]
+    return None if is_active.all() else is_active.nonzero()[:, 0]
 
 
 def _rows(z: Tensor, block: slice | Tensor) -> Tensor:

@@ -99,7 +99,6 @@ each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=O
 @pytest.fixture(autouse=True, params=[4 * L, 1 << 18], ids=["blocks of 4 rows", "one block"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(one_pass, "CPU_BLOCK", request.param)
-    monkeypatch.setattr(one_pass, "CPU_BLOCKS", 1)
 
 
 def _logits(rows: int = R) -> Tensor:
