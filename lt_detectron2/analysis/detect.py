@@ -157,6 +157,11 @@ def _detect_in_video(
             if writer is None:
                 kind = cv2.VideoWriter_fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(target), kind, rate, picture.size)
+                if not writer.isOpened():
+                    raise UserError(
+                        f"{target} cannot be written: check the folder and its disk, and that "
+                        "OpenCV can encode MPEG-4"
+                    )
             writer.write(np.ascontiguousarray(np.asarray(picture)[:, :, ::-1]))
     finally:
         video.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # not about a file that somebody named
+        print(f"error: {error}: check that the path can be read or written", file=sys.stderr)
+        return USER_ERROR
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command line around the subcommands: help, lazy imports, errors without a traceback."""
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def test_no_such_command(arguments, capsys):
     [
         (UserError("mend it"), USER_ERROR, "error: mend it"),
         (KeyboardInterrupt, INTERRUPTED, "stop"),
+        (PermissionError(13, "Permission denied", "out"), USER_ERROR, "Permission denied: 'out'"),
+        (OSError(errno.ENOSPC, "No space left on device"), USER_ERROR, "No space left"),
     ],
 )
 def test_errors_are_shown_without_traceback(monkeypatch, capsys, error, status, text):
@@ -62,3 +65,12 @@ def test_errors_are_shown_without_traceback(monkeypatch, capsys, error, status, 
     assert main(["stats", "any.json"]) == status
     printed = capsys.readouterr().err
     assert text in printed and "Traceback" not in printed
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("lt_detectron2.commands.stats.is_annotation_file", fail)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        main(["stats", "any.json"])

@@ -129,17 +129,31 @@ def test_interrupted_run_keeps_what_is_done(run, images, monkeypatch):
     assert status == 130 and content["images"]
 
 
-def test_video(run, tmp_path):
+@pytest.fixture
+def film(tmp_path):
+    """Four frames, five a second."""
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (80, 64))
     for shade in range(4):
         writer.write(np.full((64, 80, 3), 60 * shade, dtype=np.uint8))
     writer.release()
-    status, content, output, _ = run(path, "--frames", "3")
+    return path
+
+
+def test_video(run, film):
+    import cv2
+
+    status, content, output, _ = run(film, "--frames", "3")
     assert status == 0 and [entry["frame"] for entry in content["images"]] == [0, 1, 2]
     video = cv2.VideoCapture(str(output / "film.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 5
+
+
+def test_video_that_cannot_be_written(run, film, monkeypatch):
+    monkeypatch.setattr("cv2.VideoWriter.isOpened", lambda self: False)
+    status, _, _, text = run(film)
+    assert status == 1 and "film.mp4 cannot be written: check the folder" in text
 
 
 def test_video_without_opencv(run, tmp_path, monkeypatch):
