@@ -27,9 +27,13 @@ NOTES = ROOT / "docs" / "reliability_notes.md"
 
 TOPICS = {
     "Resuming": ("tests/engine/test_resume.py", "tests/data/test_loader.py"),
-    "Interruptions and processes": (
-        "tests/engine/test_interruptions.py",
-        "tests/engine/test_processes.py",
+    "Interruptions": ("tests/engine/test_interruptions.py",),
+    "Several processes": (
+        "tests/losses/test_contract.py::test_two_processes_have_the_state_of_one",
+        "tests/losses/test_contract.py::test_two_processes_learn_what_one_does",
+        "tests/engine/test_steps.py::test_two_processes_reduce_once_a_step",
+        "tests/engine/test_training.py::test_two_processes",
+        "tests/engine/test_training.py::test_two_machines",
     ),
     "Numbers": ("tests/losses/test_numerics.py", "tests/engine/test_non_finite.py"),
     "Inputs": (
@@ -40,7 +44,7 @@ TOPICS = {
     ),
     "Security": ("tests/reliability/test_security.py",),
 }
-"""Test files by heading; one that is not there is left out."""
+"""Test files, or tests of them, by heading."""
 
 
 @dataclass
@@ -74,7 +78,8 @@ def first_lines(path: Path) -> dict[str, str]:
 
 
 def files_of(topic: str) -> list[str]:
-    return [name for name in TOPICS[topic] if (ROOT / name).is_file()]
+    """Each of them once."""
+    return list(dict.fromkeys(name.split("::")[0] for name in TOPICS[topic]))
 
 
 def run_tests(paths: Sequence[str], report: Path) -> int:
@@ -146,7 +151,7 @@ def main() -> int:
     parts = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
-        status = run_tests(parts or [name for topic in TOPICS for name in files_of(topic)], report)
+        status = run_tests(parts or [name for names in TOPICS.values() for name in names], report)
         if not parts and report.is_file():
             PAGE.write_text(page(rows_by_file(report)), "utf-8")
             print(f"{PAGE.relative_to(ROOT)} is written")

@@ -116,6 +116,7 @@ def in_one_of_two(rank):
 
 
 def test_two_processes_reduce_once_a_step():
+    """Gradients of a batch in parts are summed over the processes once, at its last part."""
     expected, _ = trained(SoftmaxCrossEntropyLoss(CLASSES), 1, [images(s) for s in range(2)])
     for result in run_in_two_processes(in_one_of_two):
         torch.testing.assert_close(result["weight"], expected.layer.weight, rtol=1e-12, atol=0)

@@ -134,6 +134,7 @@ TWO_PROCESSES = [
 
 @pytest.mark.parametrize("start", ["spawn", "torchrun"])
 def test_two_processes(train, start):
+    """Two processes train and evaluate together, started by train_net.py or by torchrun."""
     if start == "spawn":
         flags, launcher = ["--num-gpus", "2", "--dist-url", "auto"], ()
     else:
@@ -142,6 +143,7 @@ def test_two_processes(train, start):
 
 
 def test_two_machines(train):
+    """Two machines, here by loopback, train and evaluate together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"

@@ -518,6 +518,7 @@ def states_of_two_processes() -> list[dict[tuple[str, str], dict[str, Tensor]]]:
 def test_two_processes_have_the_state_of_one(
     name: str, scenario: str, states_of_two_processes: list
 ):
+    """Every loss counts in two processes what one counts, also if one of them has no object."""
     loss = cases()[name]()
     for step in range(STEPS):
         logits, targets = zip(*_parts(loss, scenario, step))

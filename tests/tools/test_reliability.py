@@ -1,5 +1,6 @@
 """What the table of reliability and the soak test make of their measurements."""
 
+import itertools
 import subprocess
 import sys
 
@@ -24,9 +25,12 @@ def test_rows_come_from_docstrings_and_results(tmp_path):
     assert (row.cases, row.inputs, row.seconds, row.result) == (2, 40, 3.5, "**1 failed**")
 
 
-def test_files_of_the_table_exist():
-    """The topics of the table name test files that are there."""
-    assert all(reliability.files_of(topic) for topic in ("Numbers", "Inputs", "Security"))
+def test_tests_of_the_table_exist():
+    """The topics of the table name tests that are there, and that say what they promise."""
+    for name in itertools.chain(*reliability.TOPICS.values()):
+        file, _, function = name.partition("::")
+        promises = reliability.first_lines(reliability.ROOT / file)
+        assert promises and (not function or function in promises), name
 
 
 def test_slope_of_a_line():
