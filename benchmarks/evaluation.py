@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ CONTESTANTS = (
     *("columns", "pipeline", "detectron2", "official", "masks", "bootstrap"),
     *("files", "memory"),
 )
+COMPILED = ("columns", "pipeline", "masks", "bootstrap")
+"""What numba makes faster where it is installed, see `lt_detectron2/evaluation/kernels.py`."""
 MASKS_UP_TO = 0.1
 """Share of LVIS v1 val for which masks are generated."""
 SAME_INPUT = (("columns", "official"), ("pipeline", "detectron2"))
@@ -115,6 +118,7 @@ def measure(folder: Path, share: float, contestants: list[str], runs: int) -> li
             "load": f"{os.getloadavg()[0]:.1f}",
             "machine": harness.machine(),
             "numpy": np.__version__,
+            "numba": _numba() if contestant in COMPILED else "",
             "commit": harness.commit(),
             "date": time.strftime("%Y-%m-%d"),
         }
@@ -129,6 +133,13 @@ def measure(folder: Path, share: float, contestants: list[str], runs: int) -> li
         if known and max(known) - min(known) > TOLERANCE:
             raise SystemExit(f"expected the same AP from {pair}, got {known}: nothing was written")
     return rows
+
+
+def _numba() -> str:
+    """The version that compiles, empty if none does."""
+    from lt_detectron2.evaluation import kernels
+
+    return version("numba") if kernels.available() else ""
 
 
 def run_process(contestant: str, folder: Path) -> dict[str, Any]:

@@ -146,9 +146,10 @@ def data_table() -> Table:
 
 def evaluation_table() -> Table:
     table: Table = [("evaluation", "images", "seconds", "peak, MiB")]
-    for row in latest(EVALUATION, ("contestant", "share")):
-        count = f"{int(row['images']):,}"
-        table.append((row["contestant"], count, row["seconds"], row["peak_mib"]))
+    rows = latest(EVALUATION, ("contestant", "share", "numba"))
+    for row in sorted(rows, key=lambda row: float(row["share"])):
+        name = row["contestant"] + (", compiled" if row["numba"] else "")
+        table.append((name, f"{int(row['images']):,}", row["seconds"], row["peak_mib"]))
     return table
 
 
