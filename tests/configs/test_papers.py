@@ -1,6 +1,7 @@
 """Every published row: its config loads, says what it is, and has the schedule it names."""
 
 import csv
+import functools
 import re
 
 import pytest
@@ -44,6 +45,72 @@ SCHEDULES = {
 How long a config trains: iterations, or epochs and those after which the learning rate falls.
 
 The first pattern that its folder and name match counts.
+"""
+
+RECIPE = {
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 0.0001,
+    "SOLVER.WARMUP_ITERS": 500,
+    "SOLVER.WARMUP_FACTOR": 0.001,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": False,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.5,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0001,
+    "TEST.DETECTIONS_PER_IMAGE": 300,
+}
+CLIPPED = {"SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model"}
+BAGS_TABLES = (
+    r"(LVISv0\.5.*|COCO-LT)/.*("
+    r"faster_rcnn|cascade_rcnn|simcal_mask|(softmax|bags)_mask|bags_split).*_1x"
+)
+DIFFERENCES = {
+    BAGS_TABLES: {
+        **CLIPPED,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 35.0,
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.WARMUP_FACTOR": 0.3333,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
+    },
+    r"LVISv0.5.*/((softmax|bags)_faster_rcnn_R_50|bags_supp_table1|ncm_).*": {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0
+    },
+    r".*/bags_supp_table1_tune_.*": {"SOLVER.BASE_LR": 0.0001},
+    r"LVISv0.5.*/(reweight_classifier|bags_supp_reweight)_.*": {"SOLVER.IMS_PER_BATCH": 32},
+    r"LVISv0.5.*/eql_mask_.*": {
+        "SOLVER.BASE_LR": 0.04,
+        "SOLVER.IMS_PER_BATCH": 32,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    },
+    r"COCO-LT/(softmax|simcal)_simcal_split_.*": {
+        "SOLVER.BASE_LR": 0.01,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+    },
+    r".*/simcal_.*": {"SOLVER.MOMENTUM": 0.0, "SOLVER.WEIGHT_DECAY": 0.0},
+    r".*/rog_.*": {
+        **CLIPPED,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 5.0,
+        "SOLVER.WARMUP_FACTOR": 0.0001,
+    },
+    r".*/ecm_.*": {
+        **CLIPPED,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 5.0,
+        "SOLVER.WARMUP_ITERS": 10_000,
+        "SOLVER.WARMUP_FACTOR": 0.0001,
+    },
+    r".*/gol_.*": {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3},
+    r"COCO/.*": {
+        "SOLVER.WARMUP_ITERS": 1000,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+    },
+    r"COCO/.*retinanet.*": {"SOLVER.BASE_LR": 0.01},
+}
+"""
+Optimizer, clipping and test settings of most published rows, and where others differ.
+
+All patterns count that the folder and name of a config match, the later ones most.
 """
 
 
@@ -190,6 +257,17 @@ def test_schedule(name):
     assert abs(solver.MAX_ITER - length * epoch) < 1
     assert len(solver.STEPS) == len(drops)
     assert all(abs(step - drop * epoch) < 1 for step, drop in zip(solver.STEPS, drops))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe(name):
+    path = f"{base_of(name).split('/')[0]}/{config_name(name)}"
+    expected = dict(RECIPE)
+    for pattern, difference in DIFFERENCES.items():
+        if re.fullmatch(pattern, path):
+            expected |= difference
+    found = {key: functools.reduce(getattr, key.split("."), config_of(name)) for key in expected}
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
