@@ -7,8 +7,8 @@ A subcommand is one module of this package with a docstring that explains it, an
     run(arguments) -> int       the work; 0 where it went well
 
 and an entry in COMMANDS. It is imported only when somebody asks for it, so that `doctor` runs where
-Detectron2 does not load. None has a script in tools/ as well: `python -m lt_detectron2 <command>`
-runs from a checkout that nobody installed.
+Detectron2 does not load. From a checkout that nobody installed, `python tools/<command>.py` and
+`python -m lt_detectron2 <command>` are the same.
 """
 
 COMMANDS = {

@@ -1,0 +1,6 @@
+"""`lt-detectron2 stats`, from a checkout that nobody installed."""
+
+from subcommand import run
+
+if __name__ == "__main__":
+    run("stats")
