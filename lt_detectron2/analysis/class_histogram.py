@@ -2,7 +2,7 @@
 How many training images every class has, by frequency group, for one data set or several.
 
     python -m lt_detectron2.analysis.class_histogram synthlt_demo_train
-    python -m lt_detectron2.analysis.class_histogram lvis_v1_train openimages_challenge_2019_train
+    python -m lt_detectron2.analysis.class_histogram lvis_v1_train openimages_challenge2019_train
     python -m lt_detectron2.analysis.class_histogram output/model_final.pth
 
 A panel for each, the most frequent class first, on the same logarithmic axis (as in FBS-AEGL,

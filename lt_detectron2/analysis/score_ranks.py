@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..ops import ranking_errors
+from ..progress import track
 from ..statistics import ClassStatistics
 from .ap_by_count import draw_changes
 from .classes import by_frequency, class_columns, groups_of
@@ -91,7 +92,8 @@ def score_regions(run: str | Path, num_images: int, seed: int = 0) -> list[tuple
     torch.manual_seed(seed)
     scored = []
     with EventStorage():
-        for batch in itertools.islice(training_images(cfg), num_images):
+        batches = itertools.islice(training_images(cfg), num_images)
+        for batch in track(batches, "scoring regions", total=num_images):
             *_, ((logits, _), targets) = labelled_regions(model, batch, "proposals")
             scored.append((loss.scores(logits)[:, :-1].cpu(), targets.cpu()))
     return scored

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from ..engine.safe_loading import load_checkpoint_file
 from ..errors import CheckpointError, UserError
@@ -68,18 +69,34 @@ def read_norms(
             "own with --key"
         )
     stages = [_class_weights(weight, statistics, path) for weight in weights]
-    return Norms(label, torch.stack([stage.norm(dim=1) for stage in stages]).mean(dim=0).numpy())
+    return Norms(label, _mean_norms(stages))
+
+
+def norms_of_model(model: nn.Module, label: str) -> Norms | None:
+    """Those of a detector as it is now; None if it has no box heads of this package."""
+    heads = getattr(getattr(model, "module", model), "roi_heads", None)
+    stages = [
+        predictor.classification_loss.class_logits(predictor.cls_score.weight.detach().double().T).T
+        for _, predictor in getattr(heads, "box_stages", ())
+    ]
+    return Norms(label, _mean_norms(stages)) if stages else None
 
 
 def draw(runs: Sequence[Norms], statistics: ClassStatistics, path: str | Path) -> Path:
-    """Norms by class rank; a line through the means of ranks nearby where there are many."""
+    """The figure; its CSV holds the norms."""
     order = by_frequency(statistics)
     columns = class_columns(statistics, order)
+    columns |= {run.label: run.norms[order].tolist() for run in runs}
+    return save(norms_figure(runs, statistics), path, columns)
+
+
+def norms_figure(runs: Sequence[Norms], statistics: ClassStatistics) -> Figure:
+    """Norms by class rank; a line through the means of ranks nearby where there are many."""
+    order = by_frequency(statistics)
     figure, axes = new_figure(7.2, 3.2)
     for i, run in enumerate(runs):
         colour = RUN_COLOURS[i % len(RUN_COLOURS)]
         norms = run.norms[order]
-        columns[run.label] = norms.tolist()
         axes.scatter(range(len(norms)), norms, s=8, color=colour, alpha=0.5, linewidths=0)
         axes.plot(running_mean(norms), color=colour, linewidth=1.6, label=run.label)
     groups = groups_of(statistics)
@@ -89,7 +106,12 @@ def draw(runs: Sequence[Norms], statistics: ClassStatistics, path: str | Path) -
     axes.set_ylabel("norm of the classifier's weights")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
-    return save(figure, path, columns)
+    return figure
+
+
+def _mean_norms(stages: Sequence[Tensor]) -> np.ndarray:
+    """(K,) mean over stages of the norms of weights (K, D)."""
+    return torch.stack([weights.norm(dim=1) for weights in stages]).mean(dim=0).cpu().numpy()
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

@@ -1,11 +1,14 @@
 """AP against counts, and histograms of counts: what their CSV says, and what is refused."""
 
 import math
+import re
 
 import pytest
+from detectron2.data import DatasetCatalog
 
 from lt_detectron2.analysis import ap_by_count, class_histogram
 from lt_detectron2.analysis.results import read_categories
+from lt_detectron2.data import datasets  # noqa: F401  registers them
 from lt_detectron2.errors import UserError
 from lt_detectron2.statistics import ClassStatistics
 
@@ -49,6 +52,11 @@ def test_no_bar_is_cut_off(tmp_path, monkeypatch):
     small = ClassStatistics([5, 8], [4, 2], 6)
     class_histogram.draw_several([small, STATISTICS], tmp_path / "both.png", ["one", "two"])
     assert all(axes.get_ylim()[0] < 1 and axes.get_ylim()[1] > 500 for axes in limits)
+
+
+def test_help_names_sets_that_are_registered():
+    named = re.findall(r"\w+_train\b", class_histogram.__doc__)
+    assert len(named) == 3 and set(named) <= set(DatasetCatalog.list())
 
 
 def test_histograms(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lt_detectron2.analysis.weight_norms import draw, read_norms, running_mean
+from lt_detectron2.analysis.weight_norms import draw, norms_of_model, read_norms, running_mean
 from lt_detectron2.errors import CheckpointError, UserError
 from lt_detectron2.losses import GroupSoftmaxLoss
 from tests.modeling.detectors import NUM_CLASSES, small_config, small_detector
@@ -73,6 +73,7 @@ def test_columns_are_found_by_the_config(tmp_path, loss, rows):
     save(tmp_path / "model_final.pth", **model.state_dict())
     norms = read_norms(tmp_path, loss, SMALL_STATISTICS).norms
     np.testing.assert_allclose(norms, slow_norms(weight, rows), rtol=1e-5)
+    np.testing.assert_allclose(norms_of_model(model, loss).norms, norms, rtol=1e-6)
     with pytest.raises(UserError, match="is of 7 classes, the counts are of 4"):
         read_norms(tmp_path, loss, STATISTICS)
 

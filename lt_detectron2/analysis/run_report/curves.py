@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ...engine.validation_loss import PREFIX
 from ...engine.writers import METRICS_FILE
@@ -89,14 +90,13 @@ def draw_ap(entries: Entries, task: str, path: Path) -> Path | None:
     return save(figure, path)
 
 
-def draw_ap_by_count(rows: Sequence[tuple[str, int, float]], task: str, path: Path) -> Path:
+def ap_by_count_figure(rows: Sequence[tuple[str, int, float]], task: str) -> Figure:
     """
     AP of every class against its training images, and the mean of each group.
 
     Args:
         rows: group, training images and AP of each class.
         task: for the axis.
-        path: of the picture.
     """
     figure, axes = new_figure(7.2, 3.2)
     for group, colour in GROUP_COLOURS.items():
@@ -111,7 +111,7 @@ def draw_ap_by_count(rows: Sequence[tuple[str, int, float]], task: str, path: Pa
     axes.set_ylabel(f"{task} AP of the class in %")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
-    return save(figure, path)
+    return figure
 
 
 def _draw_group(

@@ -11,6 +11,7 @@ from ...errors import UserError
 from ...statistics import GROUP_NAMES, ClassStatistics
 from .. import class_histogram, class_summary, confusion
 from ..results import CategoryResult, read_categories, read_detections, read_ground_truth
+from ..style import save
 from . import curves
 from .document import Block, Code, Figure, Folded, Gallery, Number, Numbers, Remark, Table, Text
 from .examples import draw_examples
@@ -80,7 +81,8 @@ def _results_of(run: RunFolder, evaluation: Evaluation) -> list[Block]:
         path = run.path / FIGURES / f"ap_by_count_{evaluation.dataset}.png"
         points = [(group, count, value) for (group, count), value in zip(counts, values)]
         caption = "Each dot is a class; dashed lines are the means of the groups."
-        blocks.append(Figure(curves.draw_ap_by_count(points, task, path), caption))
+        picture = save(curves.ap_by_count_figure(points, task), path)
+        blocks.append(Figure(picture, caption))
     blocks.append(Folded(f"All {len(evaluation.rows)} classes", [_class_table(evaluation)]))
     return blocks
 
