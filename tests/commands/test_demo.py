@@ -150,6 +150,19 @@ def test_video(run, film):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 5
 
 
+def test_camera(run, film, monkeypatch):
+    """Camera 3 is a film here; there is no other."""
+    import cv2
+
+    cameras, capture = {3: str(film)}, cv2.VideoCapture
+    monkeypatch.setattr("cv2.VideoCapture", lambda number: capture(cameras.get(number, "none")))
+    status, content, output, _ = run("--webcam", "3", "--frames", "2")
+    assert status == 0 and (output / "webcam3.mp4").is_file()
+    assert [(e["file"], e["frame"]) for e in content["images"]] == [("webcam3", 0), ("webcam3", 1)]
+    status, _, _, text = run("--webcam", "0")
+    assert status == 1 and "camera 0 cannot be opened: check that it is there" in text
+
+
 def test_video_that_cannot_be_written(run, film, monkeypatch):
     monkeypatch.setattr("cv2.VideoWriter.isOpened", lambda self: False)
     status, _, _, text = run(film)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lt_detectron2.commands import make_lt
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.data.datasets.coco_lt_rules import BAGS_TARGETS
 from lt_detectron2.data.long_tail_cut import cut_long_tail, profile_targets
@@ -64,6 +65,24 @@ def test_command(tmp_path, capsys):
     first = target.read_bytes()
     assert main(["make-lt", str(tmp_path / "all.json"), str(target), *options]) == 0
     assert target.read_bytes() == first
+
+
+def test_listed_images(tmp_path, monkeypatch):
+    """SimCal's list, of a smaller set: all of the first category, the second in two images only."""
+    content = dataset(12, 8)
+    of_second = [a["image_id"] for a in content["annotations"] if a["category_id"] == 11]
+    low, high = sorted(of_second[:2])
+    (tmp_path / "list.txt").write_text(f"1 12 12 *\n11 2 2 {low} {high - low}\n")
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    monkeypatch.setattr(make_lt, "SIMCAL_IMAGES", tmp_path / "list.txt")
+    target = tmp_path / "lt.json"
+    command = ["make-lt", str(tmp_path / "all.json"), str(target), "--profile", "simcal"]
+    assert main(command) == 0
+    made = json.loads(target.read_text())
+    assert counts(made["annotations"]) == [12, 2]
+    assert {i["id"] for i in made["images"]} == {a["image_id"] for a in made["annotations"]}
+    kept = [a["image_id"] for a in made["annotations"] if a["category_id"] == 11]
+    assert sorted(kept) == [low, high]
 
 
 def test_one_category_is_no_tail():
