@@ -5,11 +5,11 @@ import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from .pages import REPOSITORY, blocks
+
 TUTORIAL = REPOSITORY / "docs" / "tutorial_own_data.md"
 SHORTER = {"SOLVER.MAX_ITER 300": "SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 0"}
 
@@ -57,9 +57,30 @@ def test_commands(workspace):
         "output/split_example/model_final.pth",
         "comparison/comparison.md",
         "comparison/differences.png",
+        "output/my/report.html",
+        "found/detections.json",
+        "exported/model.ts",
     ):
         assert (workspace / file).is_file(), file
     assert len(list((workspace / "output").glob("split_train_*/val.json"))) == 1
+    check_shown(done.stdout, (workspace / "comparison" / "comparison.md").read_text("utf-8"))
+
+
+def check_shown(printed, comparison):
+    """What the page shows is what the programs print, but for the numbers of a training."""
+    counts, differences = blocks(str(TUTORIAL.relative_to(REPOSITORY)), "")
+    assert counts in printed
+    for first_word in ("class ", "Nº2 "):
+        shown, found = (row_of(text, first_word) for text in (differences, comparison))
+        assert shown[:4] == found[:4] and len(shown) == len(found)
+    verdict = "the difference of AP lies in "
+    shown, found = (text.split(verdict)[1].splitlines()[0] for text in (differences, comparison))
+    assert re.sub(r"-?[\d.]+", "", shown) == re.sub(r"-?[\d.]+", "", found)
+
+
+def row_of(text, first_word):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first_word}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_table_of_configs_is_complete():
