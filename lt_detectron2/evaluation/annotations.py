@@ -14,6 +14,8 @@ from .masks import RunLengthMasks
 
 logger = logging.getLogger(__name__)
 
+_IDS_AT_ONCE = 1 << 16
+"""They stay in the processor's cache."""
 VERIFIED = np.uint8(1)
 """The image was checked for the category: detections of it count."""
 NOT_EXHAUSTIVE = np.uint8(2)
@@ -236,14 +238,19 @@ def positions_in(sorted_ids: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, n
     """Positions of `ids` in `sorted_ids`, and which of them are there at all."""
     if not len(sorted_ids):
         return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
-    if sorted_ids[-1] - sorted_ids[0] < 4 * len(ids):  # a table is faster, and no larger
-        table = np.zeros(sorted_ids[-1] - sorted_ids[0] + 1, dtype=np.int64)
-        table[sorted_ids - sorted_ids[0]] = np.arange(len(sorted_ids))
-        offsets = np.subtract(ids, sorted_ids[0], dtype=np.int64)
-        positions = table[offsets.clip(0, len(table) - 1)]
-    else:
+    if sorted_ids[-1] - sorted_ids[0] >= 4 * len(ids):
         positions = np.searchsorted(sorted_ids, ids).clip(max=len(sorted_ids) - 1)
-    return positions, sorted_ids[positions] == ids
+        return positions, sorted_ids[positions] == ids
+    # A table is faster, and no larger. Its ends, where all other ids go, are unknown.
+    first = sorted_ids[0] - 1
+    table = np.full(sorted_ids[-1] - first + 2, -1)
+    table[sorted_ids - first] = np.arange(len(sorted_ids))
+    positions = np.empty(len(ids), dtype=np.int64)
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        part = slice(start, start + _IDS_AT_ONCE)
+        places = np.subtract(ids[part], first, dtype=np.int64)
+        np.take(table, places, mode="clip", out=positions[part])
+    return positions, positions >= 0
 
 
 def _federated_cells(

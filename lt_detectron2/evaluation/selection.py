@@ -52,37 +52,45 @@ def select(
             f"{np.count_nonzero(~known)} for unknown image ids such as {unknown[:3].tolist()}: "
             "evaluate the predictions on the set they were made for"
         )
-    rows = np.arange(len(detections))
+    scores, category_ids, order = detections.scores, detections.category_ids, None
     if np.any(image[1:] < image[:-1]):
-        rows = np.argsort(image, kind="stable")
-        image = image[rows]
-    scores, category_ids = detections.scores, detections.category_ids
+        order = np.argsort(image, kind="stable")
+        image, scores, category_ids = image[order], scores[order], category_ids[order]
     dropped = {}
+    # One mask over all rows: new memory takes more time than what is done with it, and columns of
+    # all rows are large.
+    kept = np.ones(len(detections), dtype=bool)
 
-    def keep(kept: np.ndarray, why: str, *columns: np.ndarray) -> list[np.ndarray]:
-        dropped[why] = len(kept) - int(np.count_nonzero(kept))
-        return list(columns) if kept.all() else [column[kept] for column in columns]
+    def keep(allowed: np.ndarray, why: str) -> None:
+        before = np.count_nonzero(kept)
+        np.logical_and(kept, allowed, out=kept)
+        dropped[why] = int(before - np.count_nonzero(kept))
 
-    kept = best_of_each(image, scores[rows], protocol.max_dets_per_image)
-    rows, image = keep(kept, "over the cap", rows, image)
-    category, known = positions_in(ground_truth.category_ids, category_ids[rows])
-    rows, image, category = keep(known, "of unknown categories", rows, image, category)
+    keep(best_of_each(image, scores, protocol.max_dets_per_image), "over the cap")
+    category, known = positions_in(ground_truth.category_ids, category_ids)
+    keep(known, "of unknown categories")
     if protocol.max_dets_per_category is not None:
-        kept = best_of_each(category, scores[rows], protocol.max_dets_per_category)
-        rows, image, category = keep(kept, "over the category's cap", rows, image, category)
-    verified = (ground_truth.cell_flags[image, category] & VERIFIED) != 0
-    rows, image, category = keep(verified, "of unverified categories", rows, image, category)
+        best = _best_of_kept(kept, category, scores, protocol.max_dets_per_category)
+        keep(best, "over the category's cap")
+    if ground_truth.num_categories:  # otherwise there are no flags to look up, and nothing is left
+        verified = (ground_truth.cell_flags[image, category] & VERIFIED) != 0
+        keep(verified, "of unverified categories")
     if protocol.max_dets_per_cell is not None:
         cell = ground_truth.cell_keys(image, category)
-        kept = best_of_each(cell, scores[rows], protocol.max_dets_per_cell)
-        rows, image, category = keep(kept, "over the cell's cap", rows, image, category)
+        best = _best_of_kept(kept, cell, scores, protocol.max_dets_per_cell)
+        keep(best, "over the cell's cap")
+    places = np.flatnonzero(kept)
+    image, category = image[places], category[places]
+    rows = places if order is None else order[places]
     if iou_type == "bbox":
         areas = detections.boxes[rows, 2].astype(np.float64) * detections.boxes[rows, 3]
     else:
         areas = detection_masks(detections).take(rows).areas()
     if not protocol.empty_detections_count:
         has_area = (areas > 0) & (areas < np.inf)
-        rows, image, category, areas = keep(has_area, "without area", rows, image, category, areas)
+        dropped["without area"] = len(rows) - int(np.count_nonzero(has_area))
+        if dropped["without area"]:
+            rows, image, category, areas = (c[has_area] for c in (rows, image, category, areas))
     return Selection(rows, image, category, areas, dropped)
 
 
@@ -91,11 +99,23 @@ def best_of_each(group: np.ndarray, scores: np.ndarray, cap: int | None) -> np.n
     kept = np.ones(len(group), dtype=bool)
     if cap is None or len(group) <= cap:
         return kept
-    crowded = np.flatnonzero(_group_sizes(group) > cap)
-    if len(crowded):
+    if group.max() < 4 * len(group):
+        sizes = np.bincount(group)
+    else:
+        _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    if sizes.max() > cap:
+        crowded = np.flatnonzero(sizes[group] > cap)
         order = crowded[np.lexsort((-scores[crowded], group[crowded]))]
         kept[order[rank_in_runs(group[order]) >= cap]] = False
     return kept
+
+
+def _best_of_kept(kept: np.ndarray, group: np.ndarray, scores: np.ndarray, cap: int) -> np.ndarray:
+    """(N,) bool, the `cap` best of each group among those that are kept."""
+    rows = np.flatnonzero(kept)
+    best = np.zeros_like(kept)
+    best[rows] = best_of_each(group[rows], scores[rows], cap)
+    return best
 
 
 def by_score_in_groups(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -124,31 +144,23 @@ def rank_in_runs(sorted_group: np.ndarray) -> np.ndarray:
 def check_numbers(detections: Detections) -> None:
     """Raises UserError for scores and boxes that are not finite; warns of negative sides."""
     for name, column in (("scores", detections.scores), ("boxes", detections.boxes)):
-        finite = np.isfinite(column)
-        if not finite.all():
-            row = int(np.flatnonzero(~finite.reshape(len(column), -1).all(axis=1))[0])
+        if not np.isfinite([column.min(initial=0), column.max(initial=0)]).all():
+            finite = np.isfinite(column).reshape(len(column), -1).all(axis=1)
+            row = int(finite.argmin())
             raise UserError(
                 f"expected finite {name}, detection {row} (image {detections.image_ids[row]}) has "
                 f"{column[row]}: the model may have diverged, look at its training loss"
             )
-    negative = (detections.boxes[:, 2:] < 0).any(axis=1)
-    if negative.any():
+    sides = detections.boxes[:, 2:]
+    if sides.min(initial=0) < 0:
+        negative = np.flatnonzero((sides < 0).any(axis=1))
         logger.warning(
             "%d boxes have a negative width or height (the first is that of detection %d): as in "
             "the official API they match nothing. Boxes are (x, y, width, height).",
-            np.count_nonzero(negative),
-            np.flatnonzero(negative)[0],
+            *(len(negative), negative[0]),
         )
 
 
 def detection_masks(detections: Detections) -> RunLengthMasks:
     """The masks; nobody can tell whether no detections had some."""
     return RunLengthMasks.empty() if detections.masks is None else detections.masks
-
-
-def _group_sizes(group: np.ndarray) -> np.ndarray:
-    """(N,) how many members the group of each element has."""
-    if group.max() < 4 * len(group):
-        return np.bincount(group)[group]
-    _, inverse, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    return sizes[inverse]

@@ -145,11 +145,34 @@ def test_unknown_category_is_left_out_and_counted():
     assert numbers["APr"] == pytest.approx(AP_OF_CATEGORY_1, abs=1e-12)
 
 
-def test_score_that_is_not_a_number():
+def test_annotations_without_categories():
     dataset, results = small_set()
-    results[1]["score"] = float("nan")
-    with pytest.raises(ValueError, match="expected finite scores, detection 1 .image 1. has nan"):
+    dataset = {**dataset, "categories": [], "annotations": []}
+    matches, _, numbers = evaluate(dataset, results)
+    assert matches.dropped["of unknown categories"] == len(results) and not len(matches.rows)
+    assert np.isnan(numbers["AP"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite(value):
+    dataset, results = small_set()
+    results[2]["bbox"] = [0, 0, float(value), 1]
+    with pytest.raises(ValueError, match=f"finite boxes, detection 2 .image .. has .*{value}"):
         evaluate(dataset, results)
+    results[1]["score"] = float(value)
+    with pytest.raises(ValueError, match=f"finite scores, detection 1 .image 1. has {value}"):
+        evaluate(dataset, results)
+
+
+def test_negative_sides(caplog):
+    dataset, results = small_set()
+    evaluate(dataset, results)
+    assert not caplog.records
+    results[1]["bbox"] = [5, 5, 4, -4]
+    evaluate(dataset, results)
+    assert (
+        "1 boxes have a negative width or height (the first is that of detection 1)" in caplog.text
+    )
 
 
 def test_segm_needs_masks_of_the_right_size():
