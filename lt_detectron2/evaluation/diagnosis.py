@@ -27,9 +27,10 @@ import numpy as np
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .groups import CategoryGroups
-from .matching import Matches, box_ious
+from .matching import Matches
 from .metrics import group_means, mean, precision_recall
 from .outcomes import Outcomes
+from .overlaps import box_ious
 from .protocol import AREA_RANGES
 
 FOREGROUND, BACKGROUND = 0.5, 0.1

@@ -7,25 +7,22 @@ annotation by at least the lowest threshold take part, and the number of rounds 
 in one cell. Where numba is installed, a compiled loop over the detections takes their place.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UserError
-from ..progress import counter
 from . import kernels
-from .annotations import NOT_EXHAUSTIVE, POSITIVE, positions_in
-from .boundary import boundaries
+from .annotations import NOT_EXHAUSTIVE, positions_in
 from .detections import Detections
 from .ground_truth import GroundTruth
-from .masks import mask_pair_ious
+from .overlaps import Options, options
 from .protocol import Protocol
-from .selection import by_score_in_groups, detection_masks, rank_in_runs, select
+from .selection import by_score_in_groups, rank_in_runs, select
 
 IOU_TYPES = ("bbox", "segm", "boundary")
 
-_PAIRS_PER_CHUNK = 1 << 19
+_CANDIDATES_AT_ONCE = 1 << 13
 _COUNTED = np.int32(1 << 30)
 """Added to the rank of a pair so that annotations that count come before ignored ones."""
 
@@ -157,28 +154,30 @@ def match(
         _check_masks(ground_truth, detections)
     protocol = protocol or Protocol()
 
-    rows, image, category, areas, dropped = select(ground_truth, detections, iou_type, protocol)
-    pairs = _pairs(ground_truth, detections, rows, image, category, iou_type, protocol)
-    if iou_type == "boundary":
-        pairs = _with_boundaries(ground_truth, detections, rows, pairs, boundary_dilation)
+    selection = select(ground_truth, detections, iou_type, protocol)
+    thresholds = np.minimum(protocol.iou_thresholds, 1 - 1e-10)
+    found = options(ground_truth, detections, selection, iou_type, thresholds[0], boundary_dilation)
 
-    # `rows` are in image order and the sort is stable, so image and model order break ties.
+    # Rows are in image order and the sort is stable, so image and model order break ties.
+    rows, image, category, areas, dropped = selection
     scores = detections.scores[rows]
     order = by_score_in_groups(category, scores)
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
-    detected, annotated, ious = pairs
+    counts = _in_ranges(ground_truth.areas, protocol) & ~ground_truth.ignored[:, None]
     candidates, matched, right, taken = _assign(
-        ground_truth, position[detected], annotated, ious, protocol
+        ground_truth, position[found.detected], found, thresholds, counts
     )
 
     flags = ground_truth.cell_flags[image, category]
     in_range = _in_ranges(areas, protocol)
     errs_unmatched = in_range & ((flags & NOT_EXHAUSTIVE) == 0)[:, None]
-    counts = _counts(ground_truth, protocol)
-    num_annotations = np.zeros((ground_truth.num_categories, counts.shape[1]), dtype=np.int64)
-    np.add.at(num_annotations, ground_truth.category, counts)
-    per_category = np.bincount(category, minlength=ground_truth.num_categories)
+    num_categories = ground_truth.num_categories
+    num_annotations = [
+        np.bincount(ground_truth.category[counted], minlength=num_categories)
+        for counted in counts.T
+    ]
+    per_category = np.bincount(category, minlength=num_categories)
     return Matches(
         protocol=protocol,
         rows=rows[order],
@@ -190,173 +189,44 @@ def match(
         matched=matched,
         right=right,
         taken=taken,
-        num_annotations=num_annotations,
+        num_annotations=np.stack(num_annotations, axis=1),
         dropped=dropped,
     )
 
 
-def _pairs(
-    ground_truth: GroundTruth,
-    detections: Detections,
-    rows: np.ndarray,
-    image: np.ndarray,
-    category: np.ndarray,
-    iou_type: str,
-    protocol: Protocol,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    Pairs of a detection and an annotation of its cell whose IoU reaches the lowest threshold.
-
-    Returns:
-        positions in `rows`, annotations, and IoUs, each (P,), sorted by the first two.
-    """
-    positive = np.flatnonzero(ground_truth.cell_flags[image, category] & POSITIVE)
-    keys, first_annotation, num_annotations = ground_truth.cells
-    cell = np.searchsorted(keys, ground_truth.cell_keys(image[positive], category[positive]))
-    first, count = first_annotation[cell], num_annotations[cell]
-    lowest = min(protocol.iou_thresholds[0], 1 - 1e-10)
-
-    if iou_type != "bbox":
-        pair_ious = _mask_ious(ground_truth, detections, rows[positive], lowest)
-    else:
-        boxes = detections.boxes[rows[positive]].astype(np.float64)
-        pair_ious = box_ious(boxes, ground_truth.boxes, ground_truth.crowd)
-
-    found = []
-    ends = np.cumsum(count)
-    start = 0
-    progress = counter(f"matching by {iou_type}", unit="detections", total=len(positive))
-    while start < len(positive):
-        taken = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, taken + _PAIRS_PER_CHUNK, side="right")))
-        number = count[start:stop]
-        detected = np.repeat(np.arange(start, stop), number)
-        shift = first[start:stop] - (ends[start:stop] - number - taken)
-        annotated = np.arange(len(detected)) + np.repeat(shift, number)
-        detected, annotated, ious = pair_ious(detected, annotated)
-        enough = ious >= lowest
-        found.append((positive[detected[enough]], annotated[enough], ious[enough]))
-        progress.update(stop - start)
-        start = stop
-    progress.close()
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-    return tuple(np.concatenate(column) for column in zip(*found))
-
-
-PairIous = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Takes pairs; returns those that may reach the lowest threshold and their IoU."""
-
-
-def box_ious(
-    detected_boxes: np.ndarray, annotated_boxes: np.ndarray, crowd: np.ndarray
-) -> PairIous:
-    # The order of operations is the one of COCO's C code; another one would round differently.
-    detected_columns, annotated_columns = _corners(detected_boxes), _corners(annotated_boxes)
-
-    def pair_ious(detected, annotated):
-        left, top, right, bottom, area = (column[detected] for column in detected_columns)
-        left_g, top_g, right_g, bottom_g, area_g = (
-            column[annotated] for column in annotated_columns
-        )
-        width = np.minimum(right, right_g) - np.maximum(left, left_g)
-        height = np.minimum(bottom, bottom_g) - np.maximum(top, top_g)
-        overlap = (width > 0) & (height > 0)
-        intersection = width * height
-        union = area + area_g - intersection
-        if crowd.any():
-            union = np.where(crowd[annotated], area, union)
-        ious = np.divide(intersection, union, out=np.zeros_like(union), where=overlap)
-        return detected, annotated, ious
-
-    return pair_ious
-
-
-def _corners(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
-    x, y, width, height = np.ascontiguousarray(boxes.T)
-    return x, y, width + x, height + y, width * height
-
-
-def _mask_ious(
-    ground_truth: GroundTruth, detections: Detections, rows: np.ndarray, lowest: float
-) -> PairIous:
-    masks = detection_masks(detections).take(rows)
-    areas, annotated_areas = masks.areas(), ground_truth.masks.areas()
-    boxes, annotated_boxes = masks.boxes(), ground_truth.masks.boxes()
-    detected_columns, annotated_columns = _corners(boxes), _corners(annotated_boxes)
-
-    def pair_ious(detected, annotated):
-        # Masks intersect at most where their boxes do: most pairs need no look at the pixels.
-        left, top, right, bottom, _ = (column[detected] for column in detected_columns)
-        left_g, top_g, right_g, bottom_g, _ = (column[annotated] for column in annotated_columns)
-        width = (np.minimum(right, right_g) - np.maximum(left, left_g)).clip(min=0)
-        height = (np.minimum(bottom, bottom_g) - np.maximum(top, top_g)).clip(min=0)
-        area, area_g = areas[detected], annotated_areas[annotated]
-        bound = np.minimum(width * height, np.minimum(area, area_g))
-        union = np.where(ground_truth.crowd[annotated], area, area + area_g - bound)
-        near = bound >= (lowest - 1e-9) * union
-        detected, annotated = detected[near], annotated[near]
-        cells = ground_truth.cell_keys(ground_truth.image, ground_truth.category)[annotated]
-        ious = mask_pair_ious(
-            masks, ground_truth.masks, (detected, annotated), cells, ground_truth.crowd
-        )
-        return detected, annotated, ious
-
-    return pair_ious
-
-
-def _with_boundaries(
-    ground_truth: GroundTruth,
-    detections: Detections,
-    rows: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
-    dilation: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs with the lesser of the IoUs of masks and of boundaries; crowds have none."""
-    detected, annotated, ious = pairs
-    of_masks, mask_of = np.unique(detected, return_inverse=True)
-    of_annotations, annotation_of = np.unique(annotated, return_inverse=True)
-    boundary_ious = mask_pair_ious(
-        boundaries(detection_masks(detections).take(rows[of_masks]), dilation),
-        boundaries(ground_truth.masks.take(of_annotations), dilation),
-        (mask_of, annotation_of),
-        ground_truth.cell_keys(ground_truth.image, ground_truth.category)[annotated],
-        np.zeros(len(of_annotations), dtype=bool),
-    )
-    lesser = np.where(ground_truth.crowd[annotated], ious, np.minimum(ious, boundary_ious))
-    return detected, annotated, lesser
-
-
 def _assign(
     ground_truth: GroundTruth,
-    detected: np.ndarray,
-    annotated: np.ndarray,
-    ious: np.ndarray,
-    protocol: Protocol,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    position: np.ndarray,
+    found: Options,
+    thresholds: np.ndarray,
+    counts: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """
     Lets the detections of each cell choose in order of score, for all thresholds and area ranges.
 
     Args:
-        detected: (P,), position of the detection of each pair in the order of the folds.
-        annotated: (P,), annotation of each pair.
-        ious: (P,).
+        position: (C,), of each detection that has options in the order of the folds.
+        thresholds: (T,), rising.
+        counts: (G, A) bool, whether an annotation counts in an area range.
 
     Returns:
         candidates (C,), matched (C, T, A), right (C, T, A), taken (G, T, A).
     """
-    # Worst choice first: within a detection by IoU, then by the order of the annotation file.
-    order = np.lexsort((annotated, ious, detected))
-    detected, annotated, ious = detected[order], annotated[order], ious[order]
-    candidates, first, count = np.unique(detected, return_index=True, return_counts=True)
-
-    thresholds = np.minimum(protocol.iou_thresholds, 1 - 1e-10)
-    counts = _counts(ground_truth, protocol)
-    problem = annotated, ious, first, count, thresholds, counts, ground_truth.crowd
+    order = np.argsort(position)
+    first, count, annotated = found.first[order], found.count[order], found.annotated
+    problem = annotated, found.ious, first, count, thresholds, counts, ground_truth.crowd
+    # Memory of NumPy, which asks for large pages: the first touch of small ones takes time.
+    shape = (len(thresholds), counts.shape[1])
+    matched = np.zeros((len(order), *shape), dtype=bool)
+    right = np.zeros(matched.shape, dtype=bool)
+    taken = np.zeros((len(counts), *shape), dtype=bool)
     if kernels.available():
-        return candidates, *kernels.assign(*problem)
-    image, category = ground_truth.image[annotated[first]], ground_truth.category[annotated[first]]
-    return candidates, *_assign_in_rounds(ground_truth.cell_keys(image, category), *problem)
+        kernels.assign(*problem, matched, right, taken)
+    else:
+        option = annotated[first]
+        cell = ground_truth.cell_keys(ground_truth.image[option], ground_truth.category[option])
+        _assign_in_rounds(cell, *problem, matched, right, taken)
+    return position[order], matched, right, taken
 
 
 def _assign_in_rounds(
@@ -368,7 +238,10 @@ def _assign_in_rounds(
     thresholds: np.ndarray,
     counts: np.ndarray,
     crowd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    matched: np.ndarray,
+    right: np.ndarray,
+    taken: np.ndarray,
+) -> None:
     """As `kernels.assign`; `cell` (C,) is that of each candidate."""
     # The r-th candidate of a cell chooses in round r.
     by_cell = np.argsort(cell, kind="stable")
@@ -376,15 +249,13 @@ def _assign_in_rounds(
     rank[by_cell] = rank_in_runs(cell[by_cell])
     by_round = np.argsort(rank, kind="stable")
     per_round = np.bincount(rank)
-
-    shape = (len(thresholds), counts.shape[1])
-    taken = np.zeros((len(counts), *shape), dtype=bool)
-    matched = np.zeros((len(cell), *shape), dtype=bool)
-    right = np.zeros_like(matched)
-    stop = 0
-    for number in per_round:
-        choosing = by_round[stop : stop + number]
-        stop += number
+    ends = np.cumsum(per_round)
+    parts = (
+        by_round[begin : min(begin + _CANDIDATES_AT_ONCE, end)]
+        for start, end in zip(ends - per_round, ends)
+        for begin in range(start, end, _CANDIDATES_AT_ONCE)
+    )
+    for choosing in parts:
         sizes = count[choosing]
         begins = np.cumsum(sizes) - sizes
         pair = np.arange(sizes.sum()) + np.repeat(first[choosing] - begins, sizes)
@@ -395,10 +266,9 @@ def _assign_in_rounds(
         best = np.maximum.reduceat(free * value[:, None, :], begins, axis=0)  # (C', T, A)
         matched[choosing] = best > 0
         right[choosing] = best >= _COUNTED
-        _, threshold, area_range = chosen = np.nonzero(best)
-        taker = option[(best[chosen] & ~_COUNTED) - 1]
-        taken[taker, threshold, area_range] = ~crowd[taker]
-    return matched, right, taken
+        chosen = np.flatnonzero(best)  # in (C', T, A), flat: thrice as fast as three indices
+        taker = option[(best.ravel()[chosen] & ~_COUNTED) - 1]
+        taken.reshape(len(taken), -1)[taker, chosen % best[0].size] = ~crowd[taker]
 
 
 def _in_ranges(areas: np.ndarray, protocol: Protocol) -> np.ndarray:
@@ -406,11 +276,6 @@ def _in_ranges(areas: np.ndarray, protocol: Protocol) -> np.ndarray:
     low = np.array([area_range.low for area_range in protocol.area_ranges])
     high = np.array([area_range.high for area_range in protocol.area_ranges])
     return (areas[:, None] >= low) & (areas[:, None] <= high)
-
-
-def _counts(ground_truth: GroundTruth, protocol: Protocol) -> np.ndarray:
-    """(G, A) bool, whether the annotation counts in the range."""
-    return _in_ranges(ground_truth.areas, protocol) & ~ground_truth.ignored[:, None]
 
 
 def _check_masks(ground_truth: GroundTruth, detections: Detections) -> None:

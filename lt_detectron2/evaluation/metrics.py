@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..progress import track
+from . import kernels
 from .groups import CategoryGroups
 from .matching import Matches
 from .protocol import Protocol
-
-_EPSILON = np.spacing(1)
 
 
 @dataclass(frozen=True)
@@ -73,44 +72,69 @@ class PrecisionRecall:
 
 
 def precision_recall(matches: Matches) -> PrecisionRecall:
+    """Folds matches into curves."""
+    recalls = np.array(matches.protocol.recall_thresholds)
+    fold = kernels.curves if kernels.available() else _curves
+    precision, recall = fold(
+        matches.offsets,
+        matches.errs_unmatched,
+        matches.candidates,
+        matches.matched,
+        matches.right,
+        matches.num_annotations,
+        recalls,
+    )
+    return PrecisionRecall(protocol=matches.protocol, precision=precision, recall=recall)
+
+
+def _curves(
+    offsets: np.ndarray,
+    errs_unmatched: np.ndarray,
+    candidates: np.ndarray,
+    matched: np.ndarray,
+    right: np.ndarray,
+    num_annotations: np.ndarray,
+    recalls: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Folds matches into curves.
+    As `kernels.curves`.
 
     Precision can only peak at a true positive, so its envelope is read there: true positives are
     binned by the highest recall threshold that they reach, and the envelope at a threshold is the
     best of its bin and all later ones.
     """
-    protocol = matches.protocol
-    recalls = np.array(protocol.recall_thresholds)
-    num_categories = len(matches.offsets) - 1
-    shape = (len(protocol.iou_thresholds), num_categories, len(protocol.area_ranges))
-    precision = np.full((shape[0], len(recalls), *shape[1:]), np.nan)
-    recall = np.full(shape, np.nan)
+    num_categories, num_areas = num_annotations.shape
+    num_thresholds, num_recalls = matched.shape[1], len(recalls)
+    precision = np.full((num_thresholds, num_recalls, num_categories, num_areas), np.nan)
+    recall = np.full((num_thresholds, num_categories, num_areas), np.nan)
 
-    category = np.searchsorted(matches.offsets, matches.candidates, side="right") - 1  # (C,)
-    first_candidate = np.searchsorted(matches.candidates, matches.offsets[:-1])  # (K,)
-    for area in track(range(shape[2]), "precision and recall", unit="area range"):
-        num_annotations = matches.num_annotations[:, area]
-        present = num_annotations > 0
-        errs = matches.errs_unmatched[:, area]
+    category = np.searchsorted(offsets, candidates, side="right") - 1  # (C,)
+    first_candidate = np.searchsorted(candidates, offsets[:-1])  # (K,)
+    for area in track(range(num_areas), "precision and recall", unit="area range"):
+        number = num_annotations[:, area]
+        present = number > 0
+        errs = errs_unmatched[:, area]
         # Rows before each row that would be errors if none was matched, within the category.
-        errs_before = np.concatenate([[0], np.cumsum(errs)])
-        errs_before = errs_before[matches.candidates] - errs_before[matches.offsets[category]]
-        candidate_errs = errs[matches.candidates]
-        for threshold in range(shape[0]):
-            spared = _running_total(matches.matched[:, threshold, area] & candidate_errs)
-            rank = _running_total(matches.right[:, threshold, area])
-            hits = np.flatnonzero(matches.right[:, threshold, area] & present[category])
+        errs_before = _running_total(errs)
+        errs_before = errs_before[candidates] - errs_before[offsets[category]]
+        candidate_errs = errs[candidates]
+        # By threshold, for what is next to each other in memory is read faster.
+        area_matched = np.ascontiguousarray(matched[:, :, area].T)
+        area_right = np.ascontiguousarray(right[:, :, area].T)
+        for threshold in range(num_thresholds):
+            spared = _running_total(area_matched[threshold] & candidate_errs)
+            rank = _running_total(area_right[threshold])
+            hits = np.flatnonzero(area_right[threshold] & present[category])
             of = category[hits]
             true = rank[hits + 1] - rank[first_candidate[of]]
             false = errs_before[hits] - (spared[hits] - spared[first_candidate[of]])
             num_true = np.bincount(of, minlength=num_categories)
-            recall[threshold, present, area] = num_true[present] / num_annotations[present]
-            reached = np.searchsorted(recalls, true / num_annotations[of], side="right") - 1
-            values = true / (false + true + _EPSILON)
-            envelope = _envelope(of * len(recalls) + reached, values, num_categories, len(recalls))
+            recall[threshold, present, area] = num_true[present] / number[present]
+            reached = np.searchsorted(recalls, true / number[of], side="right") - 1
+            values = true / (false + true + kernels.EPSILON)
+            envelope = _envelope(of * num_recalls + reached, values, num_categories, num_recalls)
             precision[threshold, :, present, area] = envelope[present]
-    return PrecisionRecall(protocol=protocol, precision=precision, recall=recall)
+    return precision, recall
 
 
 def summarize(curves: PrecisionRecall, *partitions: CategoryGroups | None) -> dict[str, float]:
