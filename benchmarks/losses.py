@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Case, Contest, Target, main
+from benchmarks.harness import REPEATS, Case, Contest, Target, main
 from lt_detectron2 import losses
 from lt_detectron2.losses.base import ClassificationLoss
 from lt_detectron2.ops.one_pass import OnePass
@@ -53,8 +53,6 @@ AT_MOST = {
 }
 """Times that a loss may take of a cross entropy at the main size, on a CPU."""
 COMPILED = ("EqualizationLoss", "SeesawLoss")
-REPEATS = 50
-"""Calls in a captured graph, next to which its launch does not count."""
 FLOOR = 1.5
 """Times that a loss may take of a copy, on a GPU with 8192 regions of 1203 classes."""
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")

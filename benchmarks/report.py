@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.harness import REPOSITORY, RESULTS
+from benchmarks.harness import REPEATS, REPOSITORY, RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
 IMAGES = REPOSITORY / "docs" / "images"
@@ -38,6 +38,7 @@ def main() -> int:
     page = PAGE.read_text(encoding="utf-8")
     tables = {
         "losses": versus("losses", "cross_entropy"),
+        "losses_gpu": floors(),
         "ranking": versus("ranking", "cross_entropy"),
         "inference": speedups("inference", "detectron2"),
         "masks": speedups("masks", "detectron2"),
@@ -110,6 +111,25 @@ def versus(benchmark: str, baseline: str) -> Table:
     return table
 
 
+def floors() -> Table:
+    """Losses on a GPU, as replayed graphs, over the copy that is the least they could take."""
+    table: Table = [("case", "us", "copy, us", "copy, GB/s", "times the floor", "of torch.compile")]
+    for case, rows in contests("losses", "copy", on_gpu=True).items():
+        of = sizes(rows[""])
+        if "captured" not in of:
+            continue
+        times = [1e3 * float(rows[name]["ms_median"]) / REPEATS for name in ("", "copy")]
+        copied = 2 * 4 * int(of["regions"]) * int(of["classes"])  # bytes read and written
+        compiled = f"{ratio(rows['compiled']):.2f}" if "compiled" in rows else NOT_MEASURED
+        table.append(
+            (
+                *(case, *(f"{time:.1f}" for time in times), f"{copied / times[1] / 1e3:.0f}"),
+                *(f"{ratio(rows['copy']):.2f}", compiled),
+            )
+        )
+    return table
+
+
 def speedups(benchmark: str, baseline: str) -> Table:
     """How many times faster than a baseline that does the same."""
     table: Table = [("stage", "ms", f"{baseline}, ms", "times faster", "quartiles", "on a GPU")]
@@ -144,11 +164,18 @@ def data_table() -> Table:
     return table
 
 
+def evaluations() -> list[tuple[str, Row]]:
+    """Rows by size, with the names of what was measured."""
+    rows = latest(EVALUATION, ("contestant", "share", "numba"))
+    return [
+        (row["contestant"] + (", compiled" if row["numba"] else ""), row)
+        for row in sorted(rows, key=lambda row: float(row["share"]))
+    ]
+
+
 def evaluation_table() -> Table:
     table: Table = [("evaluation", "images", "seconds", "peak, MiB")]
-    rows = latest(EVALUATION, ("contestant", "share", "numba"))
-    for row in sorted(rows, key=lambda row: float(row["share"])):
-        name = row["contestant"] + (", compiled" if row["numba"] else "")
+    for name, row in evaluations():
         table.append((name, f"{int(row['images']):,}", row["seconds"], row["peak_mib"]))
     return table
 
@@ -256,6 +283,19 @@ def draw_stages(axes: Sequence[plt.Axes]) -> None:
     axes[1].invert_yaxis()
 
 
+def draw_growth(axes: Sequence[plt.Axes]) -> None:
+    """Seconds and memory of an evaluation against its images."""
+    rows = evaluations()
+    for axis, key, label in zip(axes, ("seconds", "peak_mib"), ("seconds", "peak memory, MiB")):
+        for name in dict.fromkeys(name for name, _ in rows):
+            own = [row for other, row in rows if other == name]
+            axis.plot(
+                [int(r["images"]) for r in own], [float(r[key]) for r in own], ".-", label=name
+            )
+        axis.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
+    axes[0].legend(fontsize=6)
+
+
 def _most_common(values: Iterable[str]) -> str:
     counts: dict[str, int] = {}
     for value in values:
@@ -268,6 +308,7 @@ FIGURES = {
     "positives": draw_positives,
     "processes": draw_processes,
     "stages": draw_stages,
+    "growth": draw_growth,
 }
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def test_slow_baseline_sits_out(monkeypatch: pytest.MonkeyPatch):
     assert not any(result.seconds.values()) and not any(result.speedups.values())
 
 
+def test_short_times_keep_their_digits():
+    times = [harness._milliseconds(seconds) for seconds in (2.5, 0.01234, 0.001234, 0.0000236)]
+    assert times == ["2500.0", "12.3", "1.23", "0.0236"]
+
+
 def test_rows_are_appended_under_one_header(tmp_path: Path):
     result = harness.Result(
         {"ours": [1.0, 2.0, 3.0], "loop": [9.0]}, {"loop": [4.5]}, {"ours": 2.0}

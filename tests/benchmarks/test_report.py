@@ -34,6 +34,22 @@ def test_tables(results):
     assert report.markdown(report.speedups("absent", "theirs")) == "Not measured."
 
 
+def test_times_the_floor(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.markdown(report.floors()) == "Not measured."
+    common = {"sizes": "regions=1000 classes=250 captured=True", "machine": "GPU (CPU)"}
+    with open(tmp_path / "losses.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *SPEEDUPS], restval="")
+        writer.writeheader()
+        for name, ms in (("SeesawLoss", 0.3), ("copy", 0.2), ("compiled", 0.6)):
+            speedups = dict.fromkeys(SPEEDUPS, "" if name == "SeesawLoss" else str(ms / 0.3))
+            row = {"case": "c", "contestant": name, "ms_median": ms, **common, **speedups}
+            writer.writerow(row)
+    (row,) = report.floors()[1:]
+    # Of 50 calls, each of which copies a million bytes and writes as many.
+    assert row == ("c", "6.0", "4.0", "500", "1.50", "0.50")
+
+
 def test_marks():
     page = "a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n"
     once = report.replace_table(page, "x", "new")
@@ -45,7 +61,16 @@ def test_marks():
 
 def test_page_has_a_place_for_every_table():
     page = report.PAGE.read_text()
-    for name in ("losses", "ranking", "inference", "masks", "training_step", "data", "evaluation"):
+    for name in (
+        "losses",
+        "losses_gpu",
+        "ranking",
+        "inference",
+        "masks",
+        "training_step",
+        "data",
+        "evaluation",
+    ):
         assert report.replace_table(page, name, "new") != page
     for name in report.FIGURES:
         assert f"images/performance_{name}.png" in page
