@@ -18,6 +18,7 @@ from .groups import (
 )
 from .index_cache import load_ground_truth
 from .measure import measure
+from .options import EvaluationOptions
 
 
 class JsonEvaluator(LongTailEvaluator):
@@ -57,8 +58,11 @@ class JsonEvaluator(LongTailEvaluator):
             return (groups_from_frequency(ground_truth),)
         counts = ground_truth, self._statistics, class_of_category
         partitions = [groups_from_statistics(*counts, thirds=self.thirds)]
-        if self._options.instance_bins:
-            partitions.append(instance_bins(*counts, self._options.instance_bins))
+        edges = tuple(self._options.instance_bins)
+        if edges == EvaluationOptions().instance_bins:
+            edges = self._metadata.get("instance_bin_edges", edges)
+        if edges:
+            partitions.append(instance_bins(*counts, edges))
         return tuple(partitions)
 
     def _measure(self, detections: Detections) -> Evaluation:

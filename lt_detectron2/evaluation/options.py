@@ -13,7 +13,8 @@ class EvaluationOptions:
             metrics: no cap per image, during inference neither, and one per category.
         max_dets_per_category: that cap, over the whole set.
         instance_bins: edges of AP_1, AP_2, ... by training objects, half-open [low, high); empty
-            for none. Needs the statistics of the training set.
+            for none. In the place of the default come the `instance_bin_edges` of a set's metadata.
+            Needs the statistics of the training set.
         boundary: boundary AP as a task of its own, beside "segm" (https://arxiv.org/abs/2103.16562).
         boundary_dilation: width of the boundary as a share of the image's diagonal.
         errors: tell kinds of errors apart and say what AP each of them costs, for boxes.

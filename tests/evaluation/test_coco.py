@@ -5,9 +5,10 @@ import logging
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from lt_detectron2.evaluation import LongTailCOCOEvaluator
+from lt_detectron2.evaluation import EvaluationOptions, LongTailCOCOEvaluator
 from lt_detectron2.statistics import ClassStatistics
 
 from .evaluator_cases import model_outputs, register, run
@@ -71,3 +72,22 @@ def test_without_statistics_there_are_no_groups(tmp_path, caplog):
         )["bbox"]
     assert not {"APr", "APc", "APf", "AP_1"} & numbers.keys()
     assert "come from nowhere" in caplog.text
+
+
+def test_a_set_may_have_edges_of_its_own(tmp_path):
+    """COCO-LT as SimCal makes it is measured in bins of 20, 400 and 8000, unless others are set."""
+    dataset, results = small_set()
+    dataset = as_coco(dataset)
+    name, pairs = register(dataset, tmp_path, "coco"), model_outputs(dataset, results)
+    statistics = ClassStatistics([15, 399, 7999], [9, 99, 999], 3000)
+
+    def bins(options=None):
+        evaluator = LongTailCOCOEvaluator(name, statistics=statistics, options=options)
+        return [metric for metric in run(evaluator, pairs)["bbox"] if metric.startswith("AP_")]
+
+    assert bins() == ["AP_2", "AP_3"]  # of 15 and of 399 objects; the third class is not in it
+    edges = MetadataCatalog.get("coco_lt_simcal_val").instance_bin_edges
+    MetadataCatalog.get(name).instance_bin_edges = edges
+    assert bins() == ["AP_1", "AP_2"]
+    assert bins(EvaluationOptions(instance_bins=(500,))) == ["AP_1"]
+    assert bins(EvaluationOptions(instance_bins=())) == []
