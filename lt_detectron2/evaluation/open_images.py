@@ -115,6 +115,11 @@ class LongTailOpenImagesEvaluator(LongTailEvaluator):
         return detections.columns() | {"image_names": np.array(self._image_names)}
 
     def _read(self, path: str) -> Detections:
+        if path.endswith(".json"):
+            raise UserError(
+                f"expected the detections.npz of an evaluation, got {path}: results in COCO's "
+                "format have numbers for images, which Open Images has not"
+            )
         detections = Detections.load(path)
         with np.load(path) as file:
             if file.get("image_names", np.array([])).tolist() != self._image_names:

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from lt_detectron2.data.datasets import OpenImagesFiles, register_open_images
+from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.evaluation import Detections, EvaluationOptions, LongTailOpenImagesEvaluator
 from lt_detectron2.evaluation.bootstrap import WeightedAP
 from lt_detectron2.evaluation.challenge import (
@@ -22,6 +23,7 @@ from lt_detectron2.evaluation.challenge import (
 from lt_detectron2.evaluation.groups import CategoryGroups
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
+from tests.modeling.detectors import small_config
 from tests.parity import compare
 
 NAME = "open_images_golden_test"
@@ -195,6 +197,14 @@ def test_golden_bad_input(golden, dataset, tmp_path):
     np.savez(path, **golden_detections(golden).columns())
     with pytest.raises(ValueError, match="they were made on other images"):
         evaluator.evaluate_file(str(path))
+    with pytest.raises(ValueError, match="expected the detections.npz .*has not"):
+        evaluator.evaluate_file(str(tmp_path / "results.json"))
+
+
+def test_the_trainer_chooses_it_by_metadata(dataset, tmp_path):
+    overrides = ("MODEL.MASK_ON", "False", "LONG_TAIL.STATISTICS", "")
+    cfg = small_config(tmp_path, "LongTailROIHeads", "SoftmaxCrossEntropyLoss", *overrides)
+    assert type(LongTailTrainer.build_evaluator(cfg, dataset)) is LongTailOpenImagesEvaluator
 
 
 def slow_ap(records, detections, ancestors, category):
