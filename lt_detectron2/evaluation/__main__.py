@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import replacing
 from .detections import Detections
-from .evaluation_files import RESULTS_FILE, timed
+from .evaluation_files import RESULTS_FILE, make_writable, timed
 from .ground_truth import GroundTruth
 from .groups import (
     CategoryGroups,
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if options.output:
+            make_writable(options.output)  # before the work, which may take long
         found, train_counts = evaluate(options)
         if options.backend in ORACLES:
             check_with_oracle(options, found)
@@ -53,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     sys.stdout.write("\n".join(found.lines()) + "\n")
     if options.output:
-        os.makedirs(options.output, exist_ok=True)
         files = found.files(os.path.basename(options.annotations), train_counts)
         for name in sorted(files, key=lambda name: name == RESULTS_FILE):
             mode = "wb" if name.endswith(".npz") else "w"
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace) -> tuple[Measurement, dict[str, np.ndarray]]:
     """Everything that the command line asks for, and training counts by category if known."""
+    extras = EvaluationOptions(
+        bootstrap=options.bootstrap, errors=options.errors, instance_bins=tuple(options.bins)
+    )
     with timed(f"Read {options.predictions}"):
         detections = Detections.load(options.predictions)
     with timed(f"Read {options.annotations}"):
@@ -76,7 +80,6 @@ def evaluate(options: argparse.Namespace) -> tuple[Measurement, dict[str, np.nda
     partitions, train_counts = (groups_from_frequency(index),), {}
     if options.statistics:
         partitions, train_counts = _training(options, index, file_format)
-    extras = EvaluationOptions(bootstrap=options.bootstrap, errors=options.errors)
     found = measure(index, detections, options.tasks, protocol, partitions, extras)
     return found, train_counts
 
@@ -127,17 +130,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _format_of(path: str) -> str:
     """LVIS files say of every image which categories were verified in it; COCO files do not."""
-    with open(path, encoding="utf-8") as file:
-        return "lvis" if "neg_category_ids" in file.read() else "coco"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return "lvis" if "neg_category_ids" in file.read() else "coco"
+    except OSError:
+        return "coco"  # whoever reads it next says what is wrong
 
 
 def _protocol(options: argparse.Namespace, file_format: str) -> Protocol:
-    if options.fixed:
+    if options.fixed is not None:
         fixed = Protocol.lvis_fixed(options.fixed)
         return replace(fixed, empty_detections_count=file_format == "coco")
     if file_format == "coco":
-        return Protocol.coco(options.cap or 100)
-    cap = options.cap or 300
+        return Protocol.coco(100 if options.cap is None else options.cap)
+    cap = 300 if options.cap is None else options.cap
     return Protocol(max_dets_per_image=None if cap < 0 else cap)
 
 
@@ -146,8 +152,14 @@ def _training(
 ) -> tuple[tuple[CategoryGroups, ...], dict[str, np.ndarray]]:
     from ..statistics import ClassStatistics  # loads torch
 
-    with open(options.statistics, encoding="utf-8") as file:
-        statistics = ClassStatistics.from_state_dict(json.load(file))
+    try:
+        with open(options.statistics, encoding="utf-8") as file:
+            statistics = ClassStatistics.from_state_dict(json.load(file))
+    except (OSError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"expected the counts of a training in {options.statistics}, they cannot be read "
+            f"({error}): give the class_statistics.json of its output folder"
+        ) from error
     classes = {id: number for number, id in enumerate(index.category_ids.tolist())}
     counts = index, statistics, classes
     partitions = [groups_from_statistics(*counts, thirds=file_format == "coco")]

@@ -30,6 +30,7 @@ from .evaluation_files import (
     OUTCOMES_FILE,
     PER_CATEGORY_FILE,
     RESULTS_FILE,
+    make_writable,
     timed,
 )
 from .ground_truth import GroundTruth
@@ -113,7 +114,7 @@ class LongTailEvaluator(DatasetEvaluator):
         self._options = options or EvaluationOptions()
         self._metadata = MetadataCatalog.get(dataset_name)
         if output_dir and self._is_main():
-            _make_writable(output_dir)
+            make_writable(output_dir)
         # Only the main process matches masks, and rasterising polygons takes a while.
         with timed(f"Loaded the annotations of {dataset_name}"):
             self._ground_truth, self._class_of_category = self._load(
@@ -420,16 +421,3 @@ class LongTailEvaluator(DatasetEvaluator):
             file.write(separator + json.dumps(entry))
             separator = ",\n"
         file.write("]" if separator != "[" else "[]")
-
-
-def _make_writable(folder: str) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with replacing(os.path.join(folder, ".writable")) as file:
-            file.write("")
-        os.remove(os.path.join(folder, ".writable"))
-    except OSError as error:
-        raise UserError(
-            f"expected to write results to {folder}, which is not possible ({error}): choose "
-            "another OUTPUT_DIR"
-        ) from error

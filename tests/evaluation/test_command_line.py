@@ -100,3 +100,28 @@ def test_errors_are_one_line(case, tmp_path):
     files = case({**dataset, "annotations": []}, results)
     with pytest.raises(SystemExit, match="has no annotations: nothing to evaluate"):
         main(files)
+
+
+FILES = ("annotations.json", "results.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("absent.json", FILES[1]), "annotations at absent.json, found no such file"),
+        (("folder", FILES[1]), "expected a JSON file, folder cannot be read"),
+        ((*FILES, "--statistics", "absent.json"), "counts of a training in absent.json, .*No such"),
+        ((*FILES, "--statistics", FILES[1]), "counts of a training in results.json, .*give the"),
+        ((*FILES, "--output", FILES[1]), "write results to results.json, .*another .*--output"),
+        ((*FILES, "--bins", "5", "3"), "expects rising edges, got .5, 3.: sort them"),
+        ((*FILES, "--bootstrap", "-1"), "bootstrap expects a number >= 0, got -1"),
+        ((*FILES, "--cap", "0"), "per_image expects a positive number of detections, got 0"),
+        ((*FILES, "--fixed", "0"), "per_category expects a positive number of detections, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, message, case, tmp_path, monkeypatch):
+    case(*small_set())
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(arguments)
