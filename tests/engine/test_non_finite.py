@@ -1,8 +1,12 @@
 """A loss that is no number: what the error says, what is saved, and that it can be replayed."""
 
+import itertools
+import time
+
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils import comm
 
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.data import statistics as data_statistics
@@ -15,8 +19,8 @@ from lt_detectron2.engine.non_finite import (
 )
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
-from lt_detectron2.errors import NonFiniteLossError
-from tests.engine import small_set
+from lt_detectron2.errors import NonFiniteLossError, UserError
+from tests.engine import small_set, toy_jobs, toy_training
 from tests.modeling.detectors import NUM_CLASSES
 
 NAME = "non_finite_test_set"
@@ -96,6 +100,32 @@ def test_diverged_weights_are_named(trainer, tmp_path, capsys):
     (path,) = (tmp_path / "non_finite").iterdir()
     assert main(["replay", str(path)]) == 0
     assert "loss_box_reg nan <--" in capsys.readouterr().out.splitlines()[1]
+
+
+def train_spoiled_in_second(folder, data):
+    """From step 3 on, in the second process, where class 4 is present."""
+    forward, calls = toy_training.ToyDetector.forward, itertools.count()
+
+    def spoiled(detector, batch):
+        losses = forward(detector, batch)
+        has_class = any((image["instances"].gt_classes == 4).any() for image in batch)
+        if comm.get_rank() == 1 and next(calls) >= 3 and has_class:
+            losses["loss_cls"] = losses["loss_cls"] * float("nan")
+        return losses
+
+    toy_training.ToyDetector.forward = spoiled
+    toy_training.train(toy_training.config(folder, data, "SOLVER.IMS_PER_BATCH", "16"))
+
+
+def test_one_of_two_processes(tmp_path, monkeypatch):
+    """If it is one of two processes, both end within a minute, and its images are named."""
+    toy_training.config(tmp_path, tmp_path)  # makes the data set
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"loss_cls is nan at iteration [3-9]; .*: image 5 with"):
+        toy_jobs.launch_pair(monkeypatch, train_spoiled_in_second, tmp_path / "run", tmp_path)
+    assert time.monotonic() - begin < toy_jobs.TIMEOUT
+    (path,) = (tmp_path / "run" / "non_finite").iterdir()
+    assert path.name.endswith("_rank1.pth")
 
 
 def test_state_of_the_loss_is_left_alone(trainer):

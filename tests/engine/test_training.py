@@ -75,7 +75,11 @@ def test_learns_and_reports(train):
     checkpoint = run.checkpoint()
     statistics = checkpoint["class_statistics"]
     assert len(statistics["class_names"]) == 16 and sum(statistics["instance_count"]) > 1000
-    assert "loss_state/gradient_ratio_rare" in (run.folder / "metrics.json").read_text()
+    (events,) = run.folder.glob("events.out.tfevents.*")
+    for scalar in ("loss_state/gradient_ratio_rare", "bbox/APc", "bbox/APf", "bbox/AP_2"):
+        assert scalar in (run.folder / "metrics.json").read_text()
+        assert scalar.encode() in events.read_bytes()
+    assert "copypaste: Task: bbox" in run.output
 
     # The same numbers from the checkpoint alone: without the training set or its statistics.
     again = train(
