@@ -296,7 +296,7 @@ def draw_growth(axes: Sequence[plt.Axes]) -> None:
                 [int(r["images"]) for r in own], [float(r[key]) for r in own], ".-", label=name
             )
         axis.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
-    axes[0].legend(fontsize=6)
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _most_common(values: Iterable[str]) -> str:
