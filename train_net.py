@@ -17,6 +17,7 @@ SIGTERM and Ctrl-C end a training after its step with a checkpoint, and exit sta
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -120,3 +121,9 @@ if __name__ == "__main__":
         )
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            f"error: {error}: make room, and go on with --resume, or choose another OUTPUT_DIR"
+        )

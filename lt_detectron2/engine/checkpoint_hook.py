@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -12,13 +13,16 @@ from .stop import StopRequested
 
 logger = logging.getLogger(__name__)
 
+FINAL = "model_final"
+
 
 class CheckpointHook(HookBase):
     """
     Saves in all processes together, for each has a state of its own.
 
     A periodic checkpoint that cannot be written, as on a full disk, is reported and costs nothing
-    else. One that nothing comes after ends the run with an error.
+    else. One that nothing comes after ends the run with an error. A run that was killed between its
+    last step and the final checkpoint writes that when it is resumed.
 
     Args:
         period: iterations between checkpoints.
@@ -26,6 +30,16 @@ class CheckpointHook(HookBase):
 
     def __init__(self, period: int):
         self.period = period
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if trainer.start_iter < trainer.max_iter or trainer.start_iter == 0:
+            return
+        is_there = os.path.isfile(os.path.join(trainer.cfg.OUTPUT_DIR, f"{FINAL}.pth"))
+        if not comm.all_gather(is_there)[0]:
+            trainer.iter = trainer.start_iter - 1  # the last that was done
+            trainer.save(FINAL)
+            trainer.iter = trainer.start_iter
 
     def after_step(self) -> None:
         trainer = self.trainer
@@ -36,7 +50,7 @@ class CheckpointHook(HookBase):
         elif number % self.period == 0:
             self._try_to_save(f"model_{trainer.iter:07d}")
         if number >= trainer.max_iter:
-            trainer.save("model_final")
+            trainer.save(FINAL)
         if signal:
             comm.synchronize()  # nobody leaves before the checkpoint is written
             raise StopRequested(signal)

@@ -100,23 +100,28 @@ def test_full_disk(tmp_path, data, caplog):
     assert (tmp_path / "model_final.pth").stat().st_size > 0
 
 
+ROOM = 16 * 1024
+"""Enough for small files, not for a checkpoint."""
+
+
 @pytest.mark.reliability
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_full_file_system(tmp_path, data):
-    """The same with a file system that is full."""
+    """The same with a file system that has no room for a checkpoint."""
     import subprocess
 
     folder = tmp_path / "full"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
     if subprocess.run(mount).returncode:
         pytest.skip("cannot mount")
     try:
         train(config(folder, data, "SOLVER.MAX_ITER", "5"))
-        with open(folder / "ballast", "wb") as file, pytest.raises(OSError):
+        with pytest.raises(OSError), open(folder / "ballast", "wb") as file:
             while True:
                 file.write(bytes(1024))
                 file.flush()
+        os.truncate(folder / "ballast", (folder / "ballast").stat().st_size - ROOM)
         with pytest.raises(CheckpointError, match="No space left on device.*is kept"):
             train(config(folder, data), resume=True)
         (folder / "ballast").unlink()

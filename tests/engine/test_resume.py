@@ -237,6 +237,17 @@ def test_previous_checkpoint_is_used(tmp_path, data, damage, caplog):
     assert_same(contents(tmp_path / "run"), expected)
 
 
+def test_killed_before_the_final_checkpoint(tmp_path, data):
+    """A run whose last step is saved, but not as model_final.pth, has that after resuming."""
+    cfg = config(tmp_path, data, "SOLVER.CHECKPOINT_PERIOD", "5")
+    train(cfg)
+    expected = contents(tmp_path)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    assert train(cfg, resume=True).start_iter == 20
+    assert_same(contents(tmp_path), expected)
+
+
 def test_no_checkpoint_is_whole(tmp_path, data):
     """If none can be used, the run ends with one sentence instead of starting from scratch."""
     cfg = config(tmp_path, data)
