@@ -10,12 +10,13 @@ of different methods are not on one scale, but which is best means the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..evaluation import Detections, GroundTruth
@@ -93,27 +94,42 @@ def confuse(
         detections: of the same images.
         iou_threshold: overlap from which a detection is on an object.
     """
+    return confuse_in_parts(ground_truth, [detections], iou_threshold)
+
+
+def confuse_in_parts(
+    ground_truth: GroundTruth, parts: Iterable[Detections], iou_threshold: float = IOU_THRESHOLD
+) -> Confusion:
+    """:func:`confuse` of detections that come bit by bit, those of an image together."""
     counts = np.zeros((ground_truth.num_categories, ground_truth.num_categories + 1), np.int64)
     called = np.full(len(ground_truth.boxes), ground_truth.num_categories)
+    for part in parts:
+        _call(called, ground_truth, part, iou_threshold)
+    counted = ~ground_truth.ignored
+    np.add.at(counts, (ground_truth.category[counted], called[counted]), 1)
+    return Confusion(ground_truth.category_ids, ground_truth.category_names, counts)
+
+
+def _call(
+    called: np.ndarray, ground_truth: GroundTruth, detections: Detections, iou_threshold: float
+) -> None:
+    """Enter in `called` (G,) the category that each object with a detection on it is called."""
     image, known_image = positions_in(ground_truth.image_ids, detections.image_ids)
     category, known = positions_in(ground_truth.category_ids, detections.category_ids)
     # By image, and of each the best first: the first one on an object calls it.
     rows = np.flatnonzero(known & known_image)
     rows = rows[np.lexsort((-detections.scores[rows], image[rows]))]
-    starts = np.searchsorted(image[rows], np.arange(ground_truth.num_images + 1))
-    objects = np.searchsorted(ground_truth.image, np.arange(ground_truth.num_images + 1))
-    for i in range(ground_truth.num_images):
-        found, there = rows[starts[i] : starts[i + 1]], slice(objects[i], objects[i + 1])
-        if not len(found) or there.start == there.stop:
+    images, starts = np.unique(image[rows], return_index=True)
+    first_object = np.searchsorted(ground_truth.image, images)
+    end = np.searchsorted(ground_truth.image, images, side="right")
+    for found, low, high in zip(np.split(rows, starts[1:]), first_object, end):
+        if low == high:
             continue
-        ious = pairwise_iou(detections.boxes[found], ground_truth.boxes[there])
+        ious = pairwise_iou(detections.boxes[found], ground_truth.boxes[low:high])
         on = np.where(ious.max(axis=1) >= iou_threshold, ious.argmax(axis=1), -1)
         taken, first = np.unique(on, return_index=True)
         is_object = taken >= 0
-        called[there.start + taken[is_object]] = category[found[first[is_object]]]
-    counted = ~ground_truth.ignored
-    np.add.at(counts, (ground_truth.category[counted], called[counted]), 1)
-    return Confusion(ground_truth.category_ids, ground_truth.category_names, counts)
+        called[low + taken[is_object]] = category[found[first[is_object]]]
 
 
 def confusion_of_run(
@@ -184,6 +200,17 @@ def draw(
     title: str = "",
     count: int = 15,
 ) -> Path:
+    """:func:`confusion_figure`; the CSV holds the counts."""
+    figure = confusion_figure(confusion, categories, title, count)
+    return save(figure, path, _csv_columns(confusion, _categories_of(confusion, categories)))
+
+
+def confusion_figure(
+    confusion: Confusion,
+    categories: Mapping[int, CategoryResult],
+    title: str = "",
+    count: int = 15,
+) -> Figure:
     """The matrix of all classes by frequency, and what the tail is taken for."""
     results = _categories_of(confusion, categories)
     order = np.argsort([-row.train_images for row in results], kind="stable")
@@ -194,7 +221,7 @@ def draw(
     figure.suptitle(title, fontsize=10)
     _draw_matrix(left, confusion, results, order)
     _draw_tail(right, top)
-    return save(figure, path, _csv_columns(confusion, results))
+    return figure
 
 
 def _draw_matrix(

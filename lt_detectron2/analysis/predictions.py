@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ..evaluation import Detections
@@ -58,21 +59,42 @@ def draw(
     categories = read_categories(runs[0])
     found = [by_image(read_detections(run)) for run in runs]
     chosen = most_different(records, sorted(categories), found[0], found[-1], num_images)
-    size = (PANEL_INCHES * (len(runs) + 1), 1.05 * PANEL_INCHES * len(chosen))
-    figure, grid = new_figure(*size, nrows=len(chosen), ncols=len(runs) + 1, squeeze=False)
     titles = ["ground truth", *labels]
-    for axes, title in zip(grid[0], titles):
-        axes.set_title(title, fontsize=10)
-    rows = []
-    for row, record in zip(grid, chosen):
-        image = Image.open(record["file_name"]).convert("RGB")
+    images, panels, rows = [], [], []
+    for record in chosen:
+        images.append(Image.open(record["file_name"]).convert("RGB"))
         truth = objects_of(record, sorted(categories))
-        panels = [truth] + [shown(run.get(record["image_id"]), truth) for run in found]
-        for axes, panel, title in zip(row, panels, titles):
-            draw_objects(axes, image, labelled(panel, categories), PANEL_INCHES)
+        panels.append([truth] + [shown(run.get(record["image_id"]), truth) for run in found])
+        for panel, title in zip(panels[-1], titles):
             rows += _csv_rows(record["image_id"], title, panel, categories)
     names = ("image_id", "panel", "class", "group", "score", "x", "y", "width", "height")
+    figure = panels_figure(images, panels, titles, categories)
     return save(figure, path, dict(zip(names, zip(*rows))))
+
+
+def panels_figure(
+    images: Sequence[Image.Image],
+    panels: Sequence[Sequence[Objects]],
+    titles: Sequence[str],
+    categories: Mapping[int, CategoryResult],
+) -> Figure:
+    """
+    A row for each image.
+
+    Args:
+        images: RGB.
+        panels: for each image what is drawn on it, one for each title.
+        titles: of the columns.
+        categories: by id.
+    """
+    size = (PANEL_INCHES * len(titles), 1.05 * PANEL_INCHES * len(images))
+    figure, grid = new_figure(*size, nrows=len(images), ncols=len(titles), squeeze=False)
+    for axes, title in zip(grid[0], titles):
+        axes.set_title(title, fontsize=10)
+    for row, image, of_image in zip(grid, images, panels):
+        for axes, panel in zip(row, of_image):
+            draw_objects(axes, image, labelled(panel, categories), PANEL_INCHES)
+    return figure
 
 
 def most_different(

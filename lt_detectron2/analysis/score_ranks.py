@@ -18,12 +18,14 @@ ones there are, the closer are all errors to 1. Drawn is the mean of each class 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..ops import ranking_errors
@@ -32,21 +34,28 @@ from ..statistics import ClassStatistics
 from .ap_by_count import draw_changes
 from .classes import by_frequency, class_columns, groups_of
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
+from .run_report.curves import by_count_figure
 from .style import new_figure, save
 
+LABEL = "rank error of the class; lower is better"
 
-def class_errors(images: Sequence[tuple[Tensor, Tensor]], pool: int = 1) -> np.ndarray:
+
+def class_errors(images: Iterable[tuple[Tensor, Tensor]], pool: int = 1) -> np.ndarray:
     """
     (K,) mean error of the right scores of each class, nan for a class without regions.
 
     Args:
-        images: of each image the scores (R, K) of its regions and their classes (R,), 0..K.
-        pool: how many images are compared with each other.
+        images: of each image, one at least, the scores (R, K) of its regions and their classes
+            (R,), 0..K.
+        pool: how many images are compared with each other, and in memory at once.
     """
-    num_classes = images[0][0].shape[1]
-    total = torch.zeros(2, num_classes, dtype=torch.float64)
-    for first in range(0, len(images), pool):
-        scores, targets = map(torch.cat, zip(*images[first : first + pool]))
+    images = iter(images)
+    total = torch.zeros(2, 0, dtype=torch.float64)
+    while pooled := list(itertools.islice(images, pool)):
+        scores, targets = map(torch.cat, zip(*pooled))
+        num_classes = scores.shape[1]
+        if not total.numel():
+            total = total.new_zeros(2, num_classes)
         regions = (targets < num_classes).nonzero()[:, 0]
         classes = targets[regions]
         cells = regions * num_classes + classes
@@ -56,7 +65,6 @@ def class_errors(images: Sequence[tuple[Tensor, Tensor]], pool: int = 1) -> np.n
     return (total[0] / total[1]).numpy()
 
 
-@torch.no_grad()
 def score_regions(run: str | Path, num_images: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """
     Of images of the test set the last stage's scores (R, K) of proposed regions, and their classes.
@@ -69,10 +77,8 @@ def score_regions(run: str | Path, num_images: int, seed: int = 0) -> list[tuple
     Raises:
         UserError: the folder holds no finished training.
     """
-    from detectron2.utils.events import EventStorage
-
     from ..engine.checkpoint import LongTailCheckpointer
-    from ..engine.class_means import labelled_regions, training_images
+    from ..engine.class_means import training_images
     from ..engine.setup import load_config
     from ..engine.trainer import LongTailTrainer
 
@@ -88,15 +94,35 @@ def score_regions(run: str | Path, num_images: int, seed: int = 0) -> list[tuple
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST[:1]  # the loader of training sets keeps annotations
     model = LongTailTrainer.build_model(cfg).eval()
     LongTailCheckpointer(model).load(str(folder / "model_final.pth"))
-    loss = model.roi_heads.box_stages[-1][1].classification_loss
     torch.manual_seed(seed)
-    scored = []
-    with EventStorage():
-        batches = itertools.islice(training_images(cfg), num_images)
-        for batch in track(batches, "scoring regions", total=num_images):
-            *_, ((logits, _), targets) = labelled_regions(model, batch, "proposals")
-            scored.append((loss.scores(logits)[:, :-1].cpu(), targets.cpu()))
-    return scored
+    batches = itertools.islice(training_images(cfg), num_images)
+    return list(scores_of_regions(model, track(batches, "scoring regions", total=num_images)))
+
+
+def scores_of_regions(
+    model: nn.Module, batches: Iterable[list[dict[str, Any]]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """
+    As :func:`score_regions`, image after image, under the detector's last stage as it is now.
+
+    Args:
+        model: a detector in the mode of testing, with box heads of this package.
+        batches: of one annotated image each.
+    """
+    for batch in batches:
+        yield _scored(model, batch)
+
+
+@torch.no_grad()
+def _scored(model: nn.Module, batch: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    from detectron2.utils.events import EventStorage
+
+    from ..engine.class_means import labelled_regions
+
+    loss = model.roi_heads.box_stages[-1][1].classification_loss
+    with EventStorage():  # heads log how many regions they sample
+        *_, ((logits, _), targets) = labelled_regions(model, batch, "proposals")
+    return loss.scores(logits)[:, :-1].cpu(), targets.cpu()
 
 
 def draw(
@@ -115,13 +141,21 @@ def draw(
     groups = groups_of(statistics)
     figure, axes = new_figure(7.2, 3.6)
     draw_changes(axes, statistics.image_count.numpy(), groups, *errors, labels, "{:.2f}")
-    axes.set_ylabel("rank error of the class; lower is better")
+    axes.set_ylabel(LABEL)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     order = by_frequency(statistics)
     columns = class_columns(statistics, order)
     columns |= {label: of_run[order].tolist() for label, of_run in zip(labels, errors)}
     return save(figure, path, columns)
+
+
+def errors_figure(errors: np.ndarray, statistics: ClassStatistics) -> Figure:
+    """Errors (K,) of one detector by training images."""
+    rows = list(zip(groups_of(statistics), statistics.image_count.tolist(), errors.tolist()))
+    figure = by_count_figure(rows, LABEL, "{:.2f}")
+    figure.axes[0].set_ylim(-0.03, 1.03)
+    return figure
 
 
 def main() -> None:

@@ -69,6 +69,11 @@ def to_pixels(figure: Figure) -> np.ndarray:
     return pixels
 
 
+def close_all() -> None:
+    """Close what was begun, and could not be finished."""
+    plt.close("all")
+
+
 def save(
     figure: Figure, path: str | Path, columns: Mapping[str, Sequence[Any]] | None = None
 ) -> Path:

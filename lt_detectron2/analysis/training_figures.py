@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation import inference_context
 from matplotlib.figure import Figure
 
+from ..data.shared_records import parse_once
+from ..engine.class_means import annotated_image_mapper
 from ..engine.gradient_record import GradientRecord
 from ..engine.gradient_recorder import GradientRecorder
 from ..errors import UserError
+from ..evaluation.evaluation_files import DETECTIONS_FILE
+from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.saved import SavedDetections
+from ..random_state import keeping_random_state
 from ..statistics import ClassStatistics
+from .confusion import confuse_in_parts, confusion_figure
 from .gradient_ratio import ratio_figure
 from .negative_share import share_figure
+from .predictions import by_image, panels_figure
 from .recorded_gradients import RecordedRun
-from .results import read_categories
+from .results import CategoryResult, evaluation_folder, read_categories, read_ground_truth
 from .run_report.curves import ap_by_count_figure
-from .style import to_pixels
+from .run_report.examples import example, with_rarest_objects
+from .score_ranks import class_errors, errors_figure, scores_of_regions
+from .style import close_all, to_pixels
 from .weight_norms import norms_figure, norms_of_model
 
 if TYPE_CHECKING:
@@ -28,14 +41,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LABEL = "this training"
+NUM_SHOWN = 4
+"""Images of the figure of predictions."""
+NUM_SCORED = 100
+"""Most images of which regions are scored, for the figure of rank errors."""
 
 
 def log_figures(trainer: LongTailTrainer) -> None:
     """
     Let a trainer draw while it trains, if TensorBoard is on.
 
-    What LONG_TAIL.GRADIENT_PERIOD makes it record is drawn at each snapshot; the AP of the classes
-    and the norms of the classifier at each evaluation.
+    What LONG_TAIL.GRADIENT_PERIOD makes it record is drawn at each snapshot; FIGURES are drawn at
+    each evaluation.
     """
     if "tensorboard" not in trainer.cfg.LONG_TAIL.WRITERS:  # nobody else takes pictures away
         return
@@ -57,12 +74,116 @@ def draw_gradients(record: GradientRecord, statistics: ClassStatistics) -> Mappi
     }
 
 
+class EvaluatedTraining:
+    """
+    What figures look at: a training, and what its latest evaluation has left in OUTPUT_DIR.
+
+    Annotations are loaded when a figure asks for them, as the evaluation before has done, and go
+    with this object; of the detections, no more is in memory than is looked at.
+
+    Args:
+        trainer: with its model as it is now.
+        records: of images that show the rarest classes, by image id and the rarest first, of an
+            earlier evaluation; without them they are looked for.
+    """
+
+    def __init__(self, trainer: LongTailTrainer, records: dict[int, dict[str, Any]] | None = None):
+        self.cfg, self.statistics = trainer.cfg, trainer.statistics
+        self.model = getattr(trainer.model, "module", trainer.model)
+        self._records = records
+
+    @cached_property
+    def categories(self) -> dict[int, CategoryResult] | None:
+        """By id; None without results of one test set with box AP of each class."""
+        try:
+            return read_categories(self.cfg.OUTPUT_DIR)
+        except UserError:
+            return None
+
+    @cached_property
+    def ground_truth(self) -> GroundTruth:
+        return read_ground_truth(self.cfg.OUTPUT_DIR)
+
+    @cached_property
+    def detections(self) -> SavedDetections:
+        return SavedDetections(evaluation_folder(self.cfg.OUTPUT_DIR) / DETECTIONS_FILE)
+
+    @cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """See the constructor; at most NUM_SCORED."""
+        if self._records is not None:
+            return self._records
+        positions = with_rarest_objects(self.ground_truth, self.categories, NUM_SCORED)
+        ids = self.ground_truth.image_ids[positions].tolist()
+        (name,) = self.cfg.DATASETS.TEST
+        wanted = set(ids)
+        found = {r["image_id"]: r for r in parse_once(name) if r["image_id"] in wanted}
+        return {id: found[id] for id in ids}
+
+
+def weight_norms(of: EvaluatedTraining) -> Figure | None:
+    norms = norms_of_model(of.model, LABEL)
+    return None if norms is None else norms_figure([norms], of.statistics)
+
+
+def ap_by_count(of: EvaluatedTraining) -> Figure | None:
+    if of.categories is None:
+        return None
+    rows = [(row.group, row.train_images, row.ap) for row in of.categories.values()]
+    return ap_by_count_figure(rows, "bbox")
+
+
+def confusion(of: EvaluatedTraining) -> Figure | None:
+    if of.categories is None:
+        return None
+    counted = confuse_in_parts(of.ground_truth, of.detections.parts())
+    return confusion_figure(counted, of.categories)
+
+
+def predictions(of: EvaluatedTraining) -> Figure | None:
+    """The same images at each evaluation."""
+    if of.categories is None:
+        return None
+    shown = list(of.records.values())[:NUM_SHOWN]
+    ids = [record["image_id"] for record in shown]
+    positions = np.searchsorted(of.ground_truth.image_ids, ids)
+    found = by_image(of.detections.of_images(ids))
+    examples = [
+        example(of.ground_truth, position, found, record["file_name"])
+        for position, record in zip(positions, shown)
+    ]
+    return panels_figure(*zip(*examples), ["ground truth", "detections"], of.categories)
+
+
+def score_ranks(of: EvaluatedTraining) -> Figure | None:
+    """Of the same regions at each evaluation, if the RPN proposed the same."""
+    heads = getattr(of.model, "roi_heads", None)
+    if of.categories is None or not hasattr(heads, "box_stages"):
+        return None
+    mapper = annotated_image_mapper(of.cfg)
+    with keeping_random_state(), inference_context(of.model):
+        torch.manual_seed(max(of.cfg.SEED, 0))
+        batches = ([mapper(record)] for record in of.records.values())
+        errors = class_errors(scores_of_regions(of.model, batches))
+    return errors_figure(errors, of.statistics)
+
+
+FIGURES: dict[str, Callable[[EvaluatedTraining], Figure | None]] = {
+    figure.__name__: figure
+    for figure in (weight_norms, ap_by_count, confusion, predictions, score_ranks)
+}
+"""What is drawn at each evaluation; None where there is nothing to draw."""
+
+
 class FiguresOfEvaluations(HookBase):
     """
-    Logs a figure of the AP of the classes and one of the norms of the classifier's weights.
+    Logs FIGURES after each evaluation of the training.
 
-    That is after each evaluation of the training. What cannot be drawn is left out, with a warning.
+    What cannot be drawn is left out, with a warning.
     """
+
+    def __init__(self) -> None:
+        self._records: dict[int, dict[str, Any]] | None = None
 
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self.trainer.cfg.TEST.EVAL_PERIOD
@@ -74,22 +195,13 @@ class FiguresOfEvaluations(HookBase):
             self._draw()
 
     def _draw(self) -> None:
-        try:
-            for name, figure in figures_of_evaluation(self.trainer).items():
-                self.trainer.storage.put_image(f"evaluation/{name}", to_pixels(figure))
-        except Exception:  # a picture must not cost a training
-            logger.warning("The figures for TensorBoard could not be drawn", exc_info=True)
-
-
-def figures_of_evaluation(trainer: LongTailTrainer) -> dict[str, Figure]:
-    """By name, of the model as it is now and of what its evaluation has left in OUTPUT_DIR."""
-    figures = {}
-    norms = norms_of_model(trainer.model, LABEL)
-    if norms is not None:
-        figures["weight_norms"] = norms_figure([norms], trainer.statistics)
-    try:
-        categories = read_categories(trainer.cfg.OUTPUT_DIR)
-    except UserError:  # no test set, several, or one without box AP of each class
-        return figures
-    rows = [(row.group, row.train_images, row.ap) for row in categories.values()]
-    return figures | {"ap_by_count": ap_by_count_figure(rows, "bbox")}
+        evaluated = EvaluatedTraining(self.trainer, self._records)
+        for name, make in FIGURES.items():
+            try:
+                figure = make(evaluated)
+                if figure is not None:
+                    self.trainer.storage.put_image(f"evaluation/{name}", to_pixels(figure))
+            except Exception:  # a picture must not cost a training
+                logger.warning("The figure %s could not be drawn", name, exc_info=True)
+                close_all()
+        self._records = vars(evaluated).get("records")

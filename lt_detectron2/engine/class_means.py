@@ -89,14 +89,20 @@ def gather_class_means(cfg: CfgNode, model: nn.Module) -> Means:
 
 def training_images(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     """The training set once, resized as for testing, with annotations; a part for each process."""
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return build_detection_test_loader(
+        training_records(cfg), mapper=annotated_image_mapper(cfg), num_workers=workers
+    )
+
+
+def annotated_image_mapper(cfg: CfgNode) -> CheckedMapper:
+    """From records to images as for testing, but with their annotations."""
     mapper = DatasetMapper(
         is_train=True,
         augmentations=build_augmentation(cfg, is_train=False),
         image_format=cfg.INPUT.FORMAT,
     )
-    records = training_records(cfg)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return build_detection_test_loader(records, mapper=CheckedMapper(mapper), num_workers=workers)
+    return CheckedMapper(mapper)
 
 
 def labelled_regions(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lt_detectron2.analysis.confusion import (
     confuse,
+    confuse_in_parts,
     confusion_of_run,
     draw,
     markdown_table,
@@ -119,6 +120,8 @@ def test_counts_against_a_loop(seed):
                 best, taken_for = found.scores[d], ids.index(found.category_ids[d])
         counts[ground_truth.category[g], taken_for] += 1
     assert confuse(ground_truth, found).counts.tolist() == counts.tolist()
+    parts = [found.take(found.image_ids == image) for image in (4, 1, 3, 2)]
+    assert confuse_in_parts(ground_truth, parts).counts.tolist() == counts.tolist()
 
 
 def test_table_and_figure(tmp_path):

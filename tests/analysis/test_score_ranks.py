@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lt_detectron2.analysis.score_ranks import class_errors, draw, score_regions
+from lt_detectron2.analysis.score_ranks import class_errors, draw, errors_figure, score_regions
 from lt_detectron2.errors import UserError
 from tests.engine.small_set import register, unregister
 from tests.modeling.detectors import NUM_CLASSES, small_config, small_detector
@@ -40,7 +40,7 @@ def test_errors_against_a_loop(pool):
         for _ in range(5)
     ]
     images[1] = (images[1][0], torch.full((9,), 4))  # background only
-    errors = class_errors(images, pool)
+    errors = class_errors(iter(images), pool)
     np.testing.assert_allclose(errors, slow_errors(images, pool, 4), rtol=1e-6)
     assert np.isnan(errors[0]) and not np.isnan(errors[1:]).any()
 
@@ -50,6 +50,14 @@ def test_figure(tmp_path):
     rows = read_csv(draw(errors, ("before", "after"), STATISTICS, tmp_path / "ranks.png"))
     assert [row["class"] for row in rows] == ["cat", "dog", "emu", "newt"]
     assert numbers(rows, "after") == errors[1][BY_FREQUENCY].tolist()
+
+
+def test_figure_of_one_detector():
+    axes = errors_figure(np.array([1.0, 0.5, np.nan, 0.1]), STATISTICS).axes[0]
+    dots = [group.get_offsets().tolist() for group in axes.collections[::2]]  # without lines
+    assert dots == [[[2, 1.0]], [[300, 0.5], [500, 0.1]]]  # training images, error
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["rare: mean 1.00", "frequent: mean 0.30"]
 
 
 def test_regions_of_a_run(tmp_path):

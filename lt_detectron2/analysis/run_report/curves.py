@@ -98,28 +98,49 @@ def ap_by_count_figure(rows: Sequence[tuple[str, int, float]], task: str) -> Fig
         rows: group, training images and AP of each class.
         task: for the axis.
     """
+    figure = by_count_figure(rows, f"{task} AP of the class in %")
+    highest = max((ap for _, _, ap in rows if not math.isnan(ap)), default=0.0)
+    figure.axes[0].set_ylim(bottom=-0.03 * max(highest, 1.0))  # so that dots at 0 are whole
+    return figure
+
+
+def by_count_figure(
+    rows: Sequence[tuple[str, int, float]], label: str, number: str = "{:.1f}"
+) -> Figure:
+    """
+    A number of every class against its training images, and the mean of each group.
+
+    Args:
+        rows: group, training images and number of each class, nan where there is none.
+        label: of the axis.
+        number: format of the means in the legend.
+    """
     figure, axes = new_figure(7.2, 3.2)
     for group, colour in GROUP_COLOURS.items():
-        points = [(count, ap) for of, count, ap in rows if of == group and not math.isnan(ap)]
+        points = [(count, y) for of, count, y in rows if of == group and not math.isnan(y)]
         if points:
-            _draw_group(axes, group, colour, *zip(*points))
+            _draw_group(axes, group, colour, number, *zip(*points))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    highest = max((ap for _, _, ap in rows if not math.isnan(ap)), default=0.0)
-    axes.set_ylim(bottom=-0.03 * max(highest, 1.0))  # so that dots at 0 are whole
     axes.set_xlabel("training images of the class")
-    axes.set_ylabel(f"{task} AP of the class in %")
+    axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
     return figure
 
 
 def _draw_group(
-    axes: Axes, group: str, colour: str, counts: Sequence[int], aps: Sequence[float]
+    axes: Axes,
+    group: str,
+    colour: str,
+    number: str,
+    counts: Sequence[int],
+    values: Sequence[float],
 ) -> None:
     x = [max(count, 0.7) for count in counts]  # 0 has no place on a logarithmic axis
-    mean = sum(aps) / len(aps)
-    axes.scatter(x, aps, s=18, color=colour, alpha=0.8, label=f"{group}: mean {mean:.1f}")
+    mean = sum(values) / len(values)
+    label = f"{group}: mean {number.format(mean)}"
+    axes.scatter(x, values, s=18, color=colour, alpha=0.8, label=label)
     axes.hlines(mean, min(x), max(x), color=colour, linewidth=1.2, linestyle="--")
 
 

@@ -50,18 +50,38 @@ def draw_examples(
     pairs = []
     for position in with_rarest_objects(ground_truth, categories, count):
         image_id = int(ground_truth.image_ids[position])
-        image, scale = _read(files.get(image_id), image_id)
-        objects = ground_truth.image == position
-        truth = Objects(
-            ground_truth.boxes[objects], ground_truth.category_ids[ground_truth.category[objects]]
-        )
+        image, panels = example(ground_truth, position, found, files.get(image_id))
         paths = tuple(folder / f"example_{image_id}_{kind}.jpg" for kind in ("truth", "found"))
-        for path, panel in zip(paths, (truth, shown(found.get(image_id), truth))):
-            scaled = replace(panel, boxes=scale * panel.boxes)
-            picture = draw_picture(image, labelled(scaled, categories), BEST_SIDE)
+        for path, panel in zip(paths, panels):
+            picture = draw_picture(image, labelled(panel, categories), BEST_SIDE)
             picture.save(path, quality=JPEG_QUALITY)
         pairs.append(paths)
     return pairs
+
+
+def example(
+    ground_truth: GroundTruth, position: int, found: Mapping[int, Objects], file: str | None
+) -> tuple[Image.Image, tuple[Objects, Objects]]:
+    """
+    An image, not larger than MAX_SIDE, and on it what is annotated and what is shown as detected.
+
+    Args:
+        ground_truth: of the set.
+        position: of the image.
+        found: by image id, see :func:`~lt_detectron2.analysis.predictions.by_image`.
+        file: of the image.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    image_id = int(ground_truth.image_ids[position])
+    image, scale = _read(file, image_id)
+    objects = ground_truth.image == position
+    truth = Objects(
+        ground_truth.boxes[objects], ground_truth.category_ids[ground_truth.category[objects]]
+    )
+    panels = truth, shown(found.get(image_id), truth)
+    return image, tuple(replace(panel, boxes=scale * panel.boxes) for panel in panels)
 
 
 def with_rarest_objects(
