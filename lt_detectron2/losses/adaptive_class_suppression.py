@@ -61,8 +61,11 @@ class AdaptiveClassSuppressionLoss(SigmoidCrossEntropyLoss):
         shares = torch.tensor(ratios, dtype=torch.float64)
         self.register_buffer("group_share", shares, persistent=False)  # (3,)
         groups = statistics.frequency_group()
-        in_group = F.pad(F.one_hot(groups, len(GROUP_NAMES)), (0, 0, 0, 1)).t().float()
-        self.register_buffer("in_group", in_group, persistent=False)  # (3, K+1) 0 or 1
+        # Every choice of groups, one a row; the background's own column is never masked.
+        bits = torch.arange(2 ** len(GROUP_NAMES))[:, None] >> groups & 1  # (8, K)
+        mask = F.pad(bits.float(), (0, 1), value=1.0)
+        self.register_buffer("mask_of_choice", mask, persistent=False)  # (8, K+1) 0 or 1
+        self.register_buffer("bit", 2 ** torch.arange(len(GROUP_NAMES)), persistent=False)  # (3,)
         min_score = torch.zeros(2, num_classes + 1)
         min_score[1] = score_threshold
         self.register_buffer("min_score", min_score, persistent=False)  # (2, K+1)
@@ -76,9 +79,8 @@ class AdaptiveClassSuppressionLoss(SigmoidCrossEntropyLoss):
         quota = (is_background.sum() * self.group_share).floor()
         draws = self.uniform((len(logits), len(GROUP_NAMES)))
         chosen = choose_regions(is_background.expand_as(draws), quota, draws)  # (R, 3)
-        # The last column is the background's own.
-        mask = (chosen.float() @ self.in_group).maximum((~is_background).float())
-        return TermWeights(min_score=self.min_score, mask=mask)
+        choice = ((chosen | ~is_background) * self.bit).sum(dim=1)  # all groups for the foreground
+        return TermWeights(min_score=self.min_score, mask=self.mask_of_choice, mask_row=choice)
 
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

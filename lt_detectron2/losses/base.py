@@ -134,14 +134,19 @@ class ClassificationLoss(nn.Module, ABC):
         """Whether a forward pass changes the state: in training, with gradients recorded."""
         return self.training and torch.is_grad_enabled()
 
-    def uniform(self, shape: Sequence[int]) -> Tensor:
+    def uniform(self, shape: Sequence[int], rows: Tensor | None = None) -> Tensor:
         """
         Draw float32 numbers from [0, 1) on the device of the loss's buffers.
 
         The one source of randomness of the methods that need some; every process draws its own.
         Override it to replay recorded draws. The caller may overwrite them.
+
+        Args:
+            shape: of all numbers.
+            rows: (M,) int64, those that are wanted, so that M are drawn; None for all.
         """
-        return torch.rand(tuple(shape), device=next(self.buffers()).device)
+        size = tuple(shape) if rows is None else (len(rows), *shape[1:])
+        return torch.rand(size, device=next(self.buffers()).device)
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, num_logits={self.num_logits}"

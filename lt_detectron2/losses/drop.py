@@ -12,6 +12,7 @@ from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 from .equalization import EqualizationLoss
+from .sampling import BackgroundRows
 
 BACKGROUND_RULES = ("drop", "drop_all", "equalize", "keep")
 
@@ -73,20 +74,20 @@ class DropLoss(EqualizationLoss):
         if self.background_rule == "keep":
             return weights
         # Read on background regions: elsewhere the tail's weight is 0, and the others' must be 1.
-        return weights._replace(mask=self._background_weights(logits, targets))
-
-    def _background_weights(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R, K) weights that terms have if their region is background, in all but the tail 1."""
         if self.background_rule == "equalize":
             minus_log_score = -F.logsigmoid(logits.detach()) / math.log(self.background_base)
-            return 1 - self.is_tail * minus_log_score.clamp(max=1)
+            return weights._replace(mask=1 - self.is_tail * minus_log_score.clamp(max=1))
+        rows = BackgroundRows.of(targets, self.num_classes)
+        keeps = self._keep(self.uniform(logits.shape, rows.drawn), targets)
+        return weights._replace(mask=rows.spare_foreground(keeps), mask_row=rows.place)
+
+    def _keep(self, draws: Tensor, targets: Tensor) -> Tensor:
+        """0 or 1 in place of the draws."""
         rho = tail_share(targets, self.is_tail).float()
-        is_foreground = (targets < self.num_classes)[:, None]
         if self.background_rule == "drop":
-            return self.uniform(logits.shape).le_(torch.where(self.is_tail, rho, 1.0))
-        threshold = torch.where(self.is_tail | ~is_foreground.any(), rho, 1 - rho)
-        keeps = self.uniform(logits.shape).le_(threshold)
-        return keeps.maximum(is_foreground.to(keeps.dtype))
+            return draws.le_(torch.where(self.is_tail, rho, 1.0))
+        has_foreground = (targets < self.num_classes).any()
+        return draws.le_(torch.where(self.is_tail | ~has_foreground, rho, 1 - rho))
 
 
 def tail_share(targets: Tensor, is_tail: Tensor, *, over_processes: bool = False) -> Tensor:

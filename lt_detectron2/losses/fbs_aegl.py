@@ -16,6 +16,7 @@ from .cross_entropy import SigmoidCrossEntropyLoss
 from .drop import tail_share
 from .equalization import tail_classes
 from .gumbel import GumbelTerms, gumbel, init_gumbel_classifier
+from .sampling import BackgroundRows
 
 ACTIVATIONS = ("sigmoid", "gumbel")
 BACKGROUND_GATES = ("all", "low", "off")
@@ -134,12 +135,16 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         return SIGMOID if self.activation_name == "sigmoid" else GumbelTerms(floored=False)
 
     def term_weights(self, logits: Tensor, targets: Tensor) -> TermWeights:
-        return TermWeights(
+        weights = TermWeights(
             positive=self.negative_weight[1],
             negative=self.negative_weight,
             min_score=self.min_score,
-            mask=self._keep(targets) if self.background_weight else None,
         )
+        if not self.background_weight or self.keep_rule == "always":
+            return weights
+        rows = BackgroundRows.of(targets, self.num_classes)
+        keeps = self._keep(self.uniform(logits.shape, rows.drawn), targets)
+        return weights._replace(mask=rows.spare_foreground(keeps), mask_row=rows.place)
 
     def activation(self, logits: Tensor) -> Tensor:
         scores = logits.sigmoid() if self.activation_name == "sigmoid" else gumbel(logits)
@@ -158,16 +163,10 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         factor = (1 - gamma) / (1 - gamma**count)
         return factor / factor.mean() if self.normalize_factor else factor
 
-    def _keep(self, targets: Tensor) -> Tensor | None:
-        """(R, K) b_ij, 1 on foreground regions; None if it is 1 everywhere."""
-        if self.keep_rule == "always":
-            return None
+    def _keep(self, draws: Tensor, targets: Tensor) -> Tensor:
+        """b_ij in place of the draws."""
         over_processes = self.sync_sigma and self.is_accumulating
         sigma = tail_share(targets, self.is_low, over_processes=over_processes).float()
-        draws = self.uniform((len(targets), self.num_classes))
         if self.keep_rule == "share":
-            keeps = draws.lt_(torch.where(self.is_low, sigma, 1.0))
-        else:
-            keeps = draws.ge_(torch.where(self.is_low, torch.where(sigma > 0, sigma, 1.0), 0.0))
-        is_foreground = (targets < self.num_classes)[:, None]
-        return torch.maximum(keeps, is_foreground.to(keeps.dtype), out=keeps)
+            return draws.lt_(torch.where(self.is_low, sigma, 1.0))
+        return draws.ge_(torch.where(self.is_low, torch.where(sigma > 0, sigma, 1.0), 0.0))

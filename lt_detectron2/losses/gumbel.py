@@ -128,7 +128,8 @@ class GumbelTerms:
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e, p = self._distribution(x)
         # The floor is no matter here: where p (1 - p) is that small, so is p e.
-        odds = (1 - p if self.floored else torch.expm1(-e).neg_()).reciprocal_().mul_(p)
+        odds = 1 - p if self.floored else torch.expm1(-e).neg_()
+        odds = torch.div(p, odds, out=odds)
         slope = e.mul_(odds)
         looks = one_pass.looking_is_free(x) and len(x) > 0
         if not (looks and x.max() <= MAX_LOGIT):

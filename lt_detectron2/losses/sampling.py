@@ -1,7 +1,50 @@
 """Sampling of regions without leaving the device."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from ..ops import one_pass
+
+BELOW_DRAWS = 2.0**-50
+"""Added up over all regions less than what float32 draws differ by, and still seen by float64."""
+
+
+class BackgroundRows(NamedTuple):
+    """
+    Rows of an (R, K) matrix of which background regions alone have a use.
+
+    On the CPU foreground regions share one row, so that less is drawn. Elsewhere telling how many
+    there are would wait for the device, and each region has its own.
+    """
+
+    is_foreground: Tensor
+    """(R,) bool"""
+    drawn: Tensor | None
+    """(1 + B,) regions: any one in the name of the foreground, then the background's. None: all."""
+    place: Tensor | None
+    """(R,) where a region finds its row among those; None: each has its own."""
+
+    @classmethod
+    def of(cls, targets: Tensor, num_classes: int) -> BackgroundRows:
+        """Args: targets: (R,) classes, K for background."""
+        is_foreground = targets < num_classes
+        if not one_pass.looking_is_free(targets) or len(targets) == 0:
+            return cls(is_foreground, None, None)
+        background = (~is_foreground).nonzero()[:, 0]
+        place = torch.zeros_like(targets)
+        place[background] = torch.arange(1, 1 + len(background))
+        return cls(is_foreground, torch.cat([background.new_zeros(1), background]), place)
+
+    def spare_foreground(self, keeps: Tensor) -> Tensor:
+        """Set what holds for foreground regions to 1. Args: keeps: 0 or 1, of the drawn rows."""
+        if self.place is None:
+            return torch.maximum(keeps, self.is_foreground[:, None].to(keeps.dtype), out=keeps)
+        keeps[0] = 1
+        return keeps
 
 
 def choose_regions(candidates: Tensor, quota: Tensor, draws: Tensor) -> Tensor:
@@ -11,11 +54,20 @@ def choose_regions(candidates: Tensor, quota: Tensor, draws: Tensor) -> Tensor:
     Args:
         candidates: (R, G) bool, the regions that may be chosen for each group.
         quota: (G,) how many to choose; all candidates where there are fewer.
-        draws: (R, G) random numbers in [0, 1). The smallest of a column's candidates win.
+        draws: (R, G) random numbers in [0, 1). The smallest of a column's candidates win, of equal
+            ones the first.
 
     Returns:
         (R, G) bool.
     """
-    order = draws.masked_fill(~candidates, 2.0).argsort(dim=0)
-    places = torch.arange(len(order), device=order.device)[:, None] < quota
-    return candidates & torch.zeros_like(candidates).scatter_(0, order, places)
+    draws = draws.double().masked_fill(~candidates, 2.0)
+    index = torch.arange(len(draws), device=draws.device)[:, None]
+    if one_pass.looking_is_free(draws) and len(draws) > 0:  # sorting takes a softmax's time
+        draws += index * BELOW_DRAWS
+        places = quota.clamp(1, len(draws)).long().tolist()
+        last = [
+            column.kthvalue(place).values for column, place in zip(draws.t().contiguous(), places)
+        ]
+        return candidates & (draws <= torch.stack(last)) & (quota >= 1)
+    order = draws.argsort(dim=0, stable=True)
+    return candidates & torch.zeros_like(candidates).scatter_(0, order, index < quota)

@@ -50,6 +50,8 @@ class TermWeights(NamedTuple):
     """(L,) or (2, L); 0 lets all terms count."""
     mask: Tensor | None = None
     """(R, L), of any type; the logits' is fastest. Costs a pass: prefer tables."""
+    mask_row: Tensor | None = None
+    """(R,) int64 row of the mask that holds for a region, then of any number; None for its own."""
 
 
 class KernelTerms(NamedTuple):
@@ -100,7 +102,7 @@ def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)); faster on the CPU than torch's. Without a graph."""
     if one_pass.looking_is_free(x):
         value = exp_of(x).log1p_()
-        if value.sum().isfinite():  # the usual case; looking at the sum is the cheapest
+        if math.isfinite(value.sum().item()):  # the usual case; the sum is the cheapest to ask
             return value
     value = exp_of(x.clamp(max=MAX_EXPONENT)).log1p_()
     return torch.maximum(value, x, out=value)
@@ -214,10 +216,10 @@ def _value_and_gradient(
             least = _rows_of(min_score, block_kind)
             weight *= torch.ge(score, least, out=least)
         if weights.mask is not None:
-            weight *= weights.mask[block]
-        weight.scatter_(*at_own, weight.gather(*at_own).masked_fill_(has_own[block], 0))
+            mask, place = weights.mask, weights.mask_row
+            weight *= mask[block] if place is None else _rows_of(mask, place[block])
+        value.scatter_(*at_own, value.gather(*at_own).masked_fill_(has_own[block], 0))
         if tables_only:
-            value.scatter_(*at_own, value.gather(*at_own).masked_fill_(has_own[block], 0))
             both = negative @ value.t()  # (2, B); the other way round takes longer on the CPU
             losses[block] += both.gather(0, block_kind[None])[0]
         else:
@@ -226,9 +228,11 @@ def _value_and_gradient(
             part = torch.mul(slope, weight, out=gradient[block])
             if scale != 1:
                 part *= scale
+            others = part.gather(*at_own).masked_fill_(has_own[block], 0)
             if class_gradients:
-                negative_sum += part.sum(dim=0)
-            part.scatter_(*at_own, part.gather(*at_own).add_(own_slope[block]))
+                negative_sum += part.scatter_(*at_own, others).sum(dim=0)
+            part.scatter_(*at_own, others.add_(own_slope[block]))
+        del score, value, slope, weight, x  # so that the next block finds their memory in the cache
     if not class_gradients:
         return losses, gradient, None
     positive_sum = torch.zeros_like(negative_sum).scatter_add_(0, own[:, 0], own_slope[:, 0].abs())
@@ -240,7 +244,7 @@ def _table(table: Tensor, dtype: torch.dtype) -> Tensor:
     return table.to(dtype).expand(2, -1)
 
 
-def _rows_of(table: Tensor, kind: Tensor) -> Tensor:
-    """(B, L) row of a (2, L) table for each region; the caller may overwrite it."""
-    rows = table.new_empty(len(kind), table.shape[1])
-    return torch.index_select(table, 0, kind, out=rows)  # without out thrice as slow on the CPU
+def _rows_of(table: Tensor, row: Tensor) -> Tensor:
+    """(B, L) rows of a table, one for each region; the caller may overwrite them."""
+    rows = table.new_empty(len(row), table.shape[1])
+    return torch.index_select(table, 0, row, out=rows)  # without out thrice as slow on the CPU

@@ -55,6 +55,7 @@ def value_and_gradient(
                 None if weights.positive is None else weights.positive.contiguous(),
                 *_table(weights.negative), *_table(weights.min_score), *_table(offset),
                 None if weights.mask is None else weights.mask.contiguous(),
+                None if weights.mask_row is None else weights.mask_row.contiguous(),
                 *_gamma(terms), None if terms.quality is None else terms.quality.contiguous(),
                 float(terms.low), float(terms.high),
                 background, float(share), float(scale), rows, columns,
@@ -91,7 +92,7 @@ def _kernel(
     negative, negative_stride,
     min_score, min_score_stride,
     offset, offset_stride,
-    mask,
+    mask, mask_row,
     gamma_table, gamma_of_all, quality,
     low, high,
     background, share, scale, rows, columns,
@@ -150,7 +151,10 @@ def _kernel(
             least = tl.where(is_foreground[:, None], score_1[None, :], score_0[None, :])
             weight = tl.where(score >= least, weight, 0.0)
         if mask is not None:
-            at_mask = mask + row[:, None] * columns + column[None, :]
+            place = row
+            if mask_row is not None:
+                place = tl.load(mask_row + row, mask=exists, other=0)
+            at_mask = mask + place[:, None] * columns + column[None, :]
             weight *= tl.load(at_mask, mask=there, other=0).to(tl.float32)
         weight = tl.where(there & (is_own == 0), share * weight, 0.0)
 

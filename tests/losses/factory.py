@@ -123,6 +123,11 @@ def build(
     return loss
 
 
+def replay_of(draws: Tensor) -> Callable[..., Tensor]:
+    """A method ``uniform`` that returns recorded numbers, or those of some rows."""
+    return lambda shape, rows=None: draws.clone() if rows is None else draws[rows]
+
+
 def _repeated(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def same_draw(*args: Any) -> Tensor:
         with torch.random.fork_rng(devices=[]):

@@ -320,8 +320,9 @@ def test_renaming_classes_changes_nothing(make: Make):
     assert_close(renamed.scores(logits[:, columns])[:, K], scores[:, K])
 
 
-def _halves(shape: torch.Size) -> Tensor:
-    return torch.full(tuple(shape), 0.5)
+def _halves(shape: torch.Size, rows: Tensor | None = None) -> Tensor:
+    size = tuple(shape) if rows is None else (len(rows), *shape[1:])
+    return torch.full(size, 0.5)
 
 
 def _class_columns(loss: ClassificationLoss) -> Tensor:

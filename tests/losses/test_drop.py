@@ -1,6 +1,7 @@
 """DropLoss and its rules for background regions."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 from lt_detectron2.losses import DropLoss, EqualizationLoss, SigmoidCrossEntropyLoss
 from lt_detectron2.losses.drop import tail_share
+from lt_detectron2.ops import one_pass
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.parity import compare
@@ -22,6 +24,7 @@ from .factory import (
     golden_batch,
     golden_statistics,
     golden_steps,
+    replay_of,
     value_and_gradient,
 )
 
@@ -35,7 +38,7 @@ def test_value_by_hand(draw: float, kept: bool):
     # tail, so rho is 1/2. The region of class 1 loses the term of class 0, the background region
     # keeps it where the draw is at most 1/2.
     loss = DropLoss(2, TWO_CLASSES)
-    loss.uniform = lambda shape: torch.full(shape, draw)
+    loss.uniform = lambda shape, rows: torch.full((len(rows), *shape[1:]), draw)
     value = loss(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
     assert_close(value.item(), (2 + 1 + 1 + kept) / 3 * math.log(2))
 
@@ -57,7 +60,7 @@ def test_rule_keep_is_eql():
 def test_equals_slow_reference(rule: str, kind: str):
     loss = DropLoss(K, STATISTICS, background_rule=rule, background_base=5.0)
     draws = torch.rand(24, K)
-    loss.uniform = lambda shape: draws.clone()
+    loss.uniform = replay_of(draws)
     logits, targets = batch(loss, kind=kind)
     is_tail = [int(images) <= 100 for images in STATISTICS.image_count]
     foreground = [t for t in targets.tolist() if t < K]
@@ -102,7 +105,7 @@ def test_golden_recorded_draws():
     for step in golden_steps(golden, "seq"):
         logits, targets = golden_batch(golden, step)
         draws = torch.from_numpy(golden[f"{step}/uniform"])
-        loss.uniform = lambda shape, draws=draws: draws.clone()
+        loss.uniform = replay_of(draws)
         weights = dense_weights(loss, logits, targets)
         compare(METHOD, f"droploss/{step}/weight", weights, golden[f"{step}/weight"])
         # NaN is recorded where no region is foreground; nothing is dropped there.
@@ -128,4 +131,16 @@ def test_golden_draws_follow_the_seed():
             golden[f"{step}/uniform"],
         )
         torch.manual_seed(int(golden[f"{step}/seed"]))
-        assert_close(loss(logits, targets).item(), float(golden[f"{step}/loss"]))
+        with mock.patch.object(one_pass, "looking_is_free", lambda tensor: False):
+            value = loss(logits, targets)  # which draws for all regions
+        assert_close(value.item(), float(golden[f"{step}/loss"]))
+
+
+def test_draws_for_the_background_only():
+    loss = DropLoss(K, STATISTICS)
+    logits, targets = batch(loss)
+    with mock.patch.object(torch, "rand", wraps=torch.rand) as rand:
+        loss(logits, targets)
+    background = int((targets == K).sum())
+    assert 0 < background < len(targets)
+    rand.assert_called_once_with((1 + background, K), device=logits.device)

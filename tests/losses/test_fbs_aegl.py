@@ -16,7 +16,7 @@ from tests.golden import load_golden
 from tests.ops.cross_entropy_reference import one_hot
 from tests.parity import compare
 
-from .factory import STATISTICS, K, batch, dense_weights, value_and_gradient
+from .factory import STATISTICS, K, batch, dense_weights, replay_of, value_and_gradient
 
 METHOD = "FBSAEGLoss"
 PLAIN = {"foreground_weight": False, "background_weight": False}
@@ -61,7 +61,7 @@ def test_background_without_gate_and_factor_is_drop_loss():
     )  # fmt: skip
     drop = DropLoss(K, STATISTICS)
     draws = torch.rand(24, K)
-    loss.uniform = drop.uniform = lambda shape: draws.clone()
+    loss.uniform = drop.uniform = replay_of(draws)
     logits, targets = batch(loss)
     background = targets == K
     losses = (module.region_losses(logits, targets)[background] for module in (loss, drop))
@@ -83,7 +83,7 @@ def test_equals_slow_reference(gate: str, rule: str, activation: str, kind: str)
         activation=activation,
     )
     draws = torch.rand(24, K)
-    loss.uniform = lambda shape: draws.clone()
+    loss.uniform = replay_of(draws)
     logits, targets = batch(loss, kind=kind)
     is_low = [int(images) <= 100 for images in STATISTICS.image_count]
     factor = [(1 - 0.8) / (1 - 0.8 ** int(n)) for n in STATISTICS.instance_count]
@@ -158,7 +158,7 @@ def test_sigma_of_all_processes(monkeypatch: pytest.MonkeyPatch):
     low = int((STATISTICS.frequency_group() < 2).sum())
     for sync, kept in ((False, 2 * K), (True, 2 * K - low)):
         loss = FBSAEGLoss(K, STATISTICS, gamma=0.0, mu=0.0, sync_sigma=sync)
-        loss.uniform = lambda shape: torch.full(tuple(shape), 0.6)
+        loss.uniform = lambda shape, rows: torch.full((len(rows), *shape[1:]), 0.6)
         assert_close(loss(torch.zeros(2, K), targets).item(), kept / 2 * math.log(2))
         loss.eval()  # one process alone may compute a validation loss
         assert_close(loss(torch.zeros(2, K), targets).item(), K * math.log(2))
@@ -208,7 +208,7 @@ def _golden_main(golden: np.lib.npyio.NpzFile, **hyper_parameters: Any) -> FBSAE
     statistics, threshold = _golden_statistics(golden["main_counts"], golden["main_low"])
     loss = FBSAEGLoss(7, statistics, frequency_threshold=threshold, **hyper_parameters)
     draws = torch.from_numpy(golden["main_U"])
-    loss.uniform = lambda shape: draws.clone()
+    loss.uniform = replay_of(draws)
     return loss
 
 

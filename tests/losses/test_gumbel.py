@@ -15,7 +15,7 @@ from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.parity import compare
 
-from .factory import STATISTICS, K, batch, value_and_gradient
+from .factory import STATISTICS, K, batch, replay_of, value_and_gradient
 
 METHOD = "GumbelLoss"
 
@@ -43,7 +43,7 @@ def test_no_threshold_is_the_activation_alone(weighting: str):
 def test_equals_slow_reference(weighting: str, official: bool):
     loss = GumbelLoss(K, STATISTICS, weighting=weighting, official_gradient=official)
     draws = torch.rand(24, K)
-    loss.uniform = lambda shape: draws.clone()
+    loss.uniform = replay_of(draws)
     logits, targets = batch(loss, std=6.0)
     is_tail = [int(images) <= 100 for images in STATISTICS.image_count]
     foreground = [t for t in targets.tolist() if t < K]
@@ -133,7 +133,7 @@ def test_golden(name: str):
     method = type(loss).__name__
     activation = name.split("_")[1]
     for step, (logits, targets, draws) in _steps(golden):
-        loss.uniform = lambda shape, draws=draws: draws.clone()
+        loss.uniform = replay_of(draws)
         value, gradient = value_and_gradient(loss, logits[:, :40], targets)
         for key, actual in (("loss", value), ("grad", gradient)):
             expected = golden[f"small_{name}_{key}"][step]

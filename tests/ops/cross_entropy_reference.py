@@ -55,7 +55,8 @@ def dense_weights(
     if weights.min_score is not None:
         dense = dense * (scores >= table(weights.min_score))
     if weights.mask is not None:
-        dense = dense * weights.mask
+        row = slice(None) if weights.mask_row is None else weights.mask_row
+        dense = dense * weights.mask[row]
     positive = torch.ones_like(scores) if weights.positive is None else table(weights.positive)
     return torch.where(own, positive, dense)
 

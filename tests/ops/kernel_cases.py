@@ -85,6 +85,9 @@ def operations(rows: int, columns: int, device: str = "cpu") -> dict[str, Operat
             scale=1.7,
             offset=random(2, columns),
         ),  # fmt: skip
+        "sigmoid, rows of a mask": sigmoid(
+            tables._replace(mask=random(3, columns), mask_row=integers(9)[:rows] % 3)
+        ),
         "focal": sigmoid(terms=FocalTerms(2.0)),
         "focal, each column": sigmoid(tables, terms=FocalTerms(4 * random(columns))),
         "quality focal": sigmoid(terms=QualityFocalTerms(2 + random(columns), strided)),

@@ -70,6 +70,9 @@ CASES = {
     "sigmoid, least score": _sigmoid(TermWeights(min_score=_random(L))),
     "sigmoid, least scores of two rows": _sigmoid(TermWeights(min_score=_random(2, L))),
     "sigmoid, bool mask": _sigmoid(TermWeights(mask=_random(R, L) > 0.5)),
+    "sigmoid, rows of a mask": _sigmoid(
+        TermWeights(mask=_random(3, L), mask_row=torch.arange(R) * 5 % 3)
+    ),
     "sigmoid, everything": _sigmoid(
         TermWeights(_random(L), _random(2, L), _random(2, L), _random(R, L)),
         scale=1.7,

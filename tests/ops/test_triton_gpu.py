@@ -125,8 +125,9 @@ def test_step_is_captured_and_replayed(name: str):
         assert_close(captured[1], expected[1])
 
 
-def _halves(shape: torch.Size) -> Tensor:
-    return torch.full(tuple(shape), 0.5, device="cuda")
+def _halves(shape: torch.Size, rows: Tensor | None = None) -> Tensor:
+    size = tuple(shape) if rows is None else (len(rows), *shape[1:])
+    return torch.full(size, 0.5, device="cuda")
 
 
 @each_loss
