@@ -12,7 +12,6 @@ method starts from it. What is finished is not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics as stats
 import subprocess
@@ -26,9 +25,8 @@ from ..data.synthetic import PROFILES, datasets_root, generate
 from .runs import REPOSITORY, Run, RunFailed, execute, exit_status, explain_failure
 from .study import (
     METRICS,
-    PROVENANCE_FILE,
     mean_and_spread,
-    provenance,
+    prepare_folder,
     provenance_of,
     study_parser,
 )
@@ -171,7 +169,7 @@ def search_strength(method: str, run: Run) -> None:
     Raises:
         RunFailed: the search ended with an error.
     """
-    _prepare_folder(run)
+    prepare_folder(run)
     start = time.monotonic()
     with (run.folder / "console.txt").open("ab") as console:
         status = subprocess.run(
@@ -312,15 +310,9 @@ def _execute(runs: Sequence[Run]) -> None:
     if not runs:
         return
     for run in runs:
-        _prepare_folder(run)
+        prepare_folder(run)
     cfg = load_config(str(REPOSITORY / runs[0].config), runs[0].overrides)
     execute(runs, cfg.SOLVER.MAX_ITER)
-
-
-def _prepare_folder(run: Run) -> None:
-    if not run.folder.exists():
-        run.folder.mkdir(parents=True)
-        (run.folder / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=2))
 
 
 def _flatten(node: Mapping, prefix: str = "") -> Iterable[str]:

@@ -112,9 +112,7 @@ def train_all(profile: str, runs: Mapping[str, Sequence[Run]]) -> None:
         print(f"   Already trained: {', '.join(done)} (--fresh trains anew)")
     print(f"2. Training: {cfg.SOLVER.MAX_ITER} iterations each, then evaluation on the val set")
     for run in order:
-        if not run.folder.exists():
-            run.folder.mkdir(parents=True)
-            (run.folder / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=2))
+        prepare_folder(run)
     execute(order, cfg.SOLVER.MAX_ITER)
 
 
@@ -236,6 +234,14 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """The mean with one decimal, and for several values their standard deviation."""
     text = f"{stats.mean(values):.1f}"
     return text if len(values) == 1 else f"{text} ± {stats.stdev(values):.1f}"
+
+
+def prepare_folder(run: Run) -> None:
+    """Make a run's folder, and note where it is measured if it starts from nothing."""
+    if run.is_done or (run.folder / "last_checkpoint").is_file():
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=2))
 
 
 def provenance_of(run: Run) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_detectron2.analysis import runs, second_stages
+from lt_detectron2.analysis import runs, second_stages, study
 from lt_detectron2.analysis.runs import Run, RunFailed
 from lt_detectron2.engine.setup import load_config
 
@@ -34,7 +34,7 @@ def executed(tmp_path, monkeypatch):
     monkeypatch.setattr(second_stages, "generate", lambda *args, **kwargs: None)
     monkeypatch.setattr(second_stages, "execute", execute)
     where = {"commit": "abc1234", "machine": "a machine", "torch": "2.0"}
-    monkeypatch.setattr(second_stages, "provenance", lambda: where)
+    monkeypatch.setattr(study, "provenance", lambda: where)
     return done
 
 
@@ -62,6 +62,17 @@ def test_runs_what_is_missing_and_writes_the_page(tmp_path, executed):
 
     executed.clear()
     assert second_stages.main(arguments) == 0 and not executed
+
+
+def test_what_starts_anew_is_measured_now(tmp_path, monkeypatch):
+    run = study.make_runs("smoke", ["softmax"], [0], tmp_path)["softmax"][0]
+    for commit in ("before", "now"):  # the first never got to a checkpoint
+        monkeypatch.setattr(study, "provenance", lambda commit=commit: {"commit": commit})
+        study.prepare_folder(run)
+    (run.folder / "last_checkpoint").write_text("model_0000299.pth")
+    monkeypatch.setattr(study, "provenance", lambda: {"commit": "later"})
+    study.prepare_folder(run)
+    assert study.provenance_of(run)["commit"] == "now"
 
 
 def test_a_strength_is_searched_first(tmp_path, executed, monkeypatch):
