@@ -1,5 +1,8 @@
 """Errors that are the input's and not the program's: shown without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Input that cannot be used. The message says what was expected, what came, and a remedy."""
@@ -23,3 +26,21 @@ class NonFiniteLossError(UserError, FloatingPointError):
 
 class ExportError(UserError):
     """A detector that cannot be exported as asked, or whose exported form differs from it."""
+
+
+@contextlib.contextmanager
+def about(file: str) -> Iterator[None]:
+    """Begin the message of each UserError with this file, unless it names it already."""
+    try:
+        yield
+    except UserError as error:
+        if file in str(error):
+            raise
+        raise type(error)(f"{file}: {error}") from error
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of what a library says, and of which type it is where that is no text."""
+    sentence = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    has_words = sum(map(str.isalpha, sentence)) > 3
+    return sentence if has_words else " ".join(filter(None, (type(error).__name__, sentence)))

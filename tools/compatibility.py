@@ -5,28 +5,41 @@ Run the tests with other versions of Python, torch, NumPy and Detectron2.
     python tools/compatibility.py                    # every cell that this machine can run
     python tools/compatibility.py oldest-torch       # one cell
     python tools/compatibility.py --list
+    python tools/compatibility.py --table            # and write the results into the documentation
     python tools/compatibility.py detectron2-main --detectron2 ~/detectron2
 
-Each cell is an environment of its own under build/compatibility, kept for the next time. Cells of
-losses need torch only. Pythons are those on the PATH or of pyenv; what is missing is skipped.
+Each cell is an environment of its own under build/compatibility, of 5 to 7 GB, kept for the next
+time unless --discard is given. Pythons are those on the PATH or of pyenv; what is missing is
+skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as xml
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import reliability
+from install_detectron2 import LAYOUT
+from reliability import ROOT
+from setup_environment import pinned
+
 FOLDER = ROOT / "build" / "compatibility"
-TORCH_ONLY = ("tests/losses", "tests/ops", "tests/test_statistics.py")
-PINNED = ("pytest", "hypothesis", "pluggy", "iniconfig", "packaging", "sortedcontainers")
+TORCH_ONLY = (
+    *("tests/losses", "tests/ops", "tests/layers", "tests/calibration"),
+    *("tests/test_statistics.py", "tests/test_files.py"),
+)
+TEST_PROGRAMS = ("pytest", "hypothesis", "pluggy", "iniconfig", "packaging", "sortedcontainers")
 
 
 @dataclass(frozen=True)
@@ -36,24 +49,70 @@ class Cell:
 
     Args:
         python: version, or "" for the one that runs this.
-        packages: all that is installed; empty is the environment of `make test`.
+        packages: what is installed first.
+        rest: what is installed then. "pinned": what `make test` does, which keeps a torch that is
+            there. "lowest": the rest of setup.py in its lowest versions, and Detectron2.
+            "nothing": no more than pytest.
         tests: files and folders.
-        needs_detectron2: a source tree of Detectron2 main takes the place of the wheel.
+        detectron2_main: a source tree of Detectron2 main takes the place of the wheel.
     """
 
     python: str = ""
     packages: tuple[str, ...] = ()
+    rest: str = "pinned"
     tests: tuple[str, ...] = ("tests",)
-    needs_detectron2: bool = False
+    detectron2_main: bool = False
+
+    def __str__(self) -> str:
+        """What is special about it."""
+        packages = ", ".join(self.packages)
+        rest = {
+            "pinned": "pinned packages",
+            "lowest": "lowest versions of setup.py",
+            "nothing": "no other package, tests of the losses",
+        }[self.rest]
+        return ", ".join(filter(None, (packages, rest)))
 
 
 CELLS = {
-    "oldest-torch": Cell(packages=("torch==2.4.1", "numpy==1.26.4"), tests=TORCH_ONLY),
-    "numpy-2": Cell(packages=("torch==2.4.1", "numpy>=2"), tests=TORCH_ONLY),
-    "pinned": Cell(),
+    "oldest-torch": Cell(
+        packages=("torch==2.4.1", "numpy==1.26.4"), rest="nothing", tests=TORCH_ONLY
+    ),
+    "oldest-everything": Cell("3.10", rest="lowest"),
+    "torch-2.4": Cell(packages=("torch==2.4.1", "torchvision==0.19.1")),
     **{f"python-{version}": Cell(version) for version in ("3.10", "3.11", "3.12", "3.13")},
-    "detectron2-main": Cell(needs_detectron2=True),
+    "detectron2-main": Cell(detectron2_main=True),
 }
+
+
+@dataclass
+class Outcome:
+    """A row of the table."""
+
+    cell: str
+    python: str
+    torch: str
+    numpy: str
+    detectron2: str
+    tests: str
+    passed: int
+    skipped: int
+    failed: int
+    minutes: float
+    commit: str
+
+    HEADER = (
+        "| cell | Python | torch | NumPy | Detectron2 | tests | passed | skipped | failed "
+        "| minutes | commit |\n|---|---|---|---|---|---|--:|--:|--:|--:|---|"
+    )
+
+    def __str__(self) -> str:
+        failed = f"**{self.failed}**" if self.failed else "0"
+        return (
+            f"| {self.cell} | {self.python} | {self.torch} | {self.numpy} | {self.detectron2} "
+            f"| {self.tests} | {self.passed:,} | {self.skipped:,} | {failed} | {self.minutes:.0f} "
+            f"| {self.commit} |"
+        )
 
 
 def interpreter(version: str) -> str | None:
@@ -68,48 +127,151 @@ def interpreter(version: str) -> str | None:
     return None
 
 
+def environment_name(name: str, cell: Cell) -> str:
+    """Folder of a cell's environment; Detectron2 main stands in front of that of its Python."""
+    if not cell.detectron2_main:
+        return name
+    version = cell.python or "{}.{}".format(*sys.version_info[:2])
+    return f"python-{version}"
+
+
+def lowest_versions() -> list[str]:
+    """The requirements of setup.py as pip's, each at the release it names as the first."""
+    text = (ROOT / "setup.py").read_text("utf-8")
+    return [f"{name}=={low}.*" for name, low in re.findall(r'"([A-Za-z][\w.-]*)>=([\d.]+)"', text)]
+
+
 def prepare(name: str, cell: Cell, python: str) -> Path:
     """The interpreter of a cell's environment, made if need be."""
-    shared = "pinned" if cell.needs_detectron2 else name
-    venv = FOLDER / shared
-    if not cell.packages:
-        run(["make", "environment", f"VENV={venv}", f"PYTHON={python}"])
-        return venv / "bin" / "python"
+    venv = FOLDER / environment_name(name, cell)
+    venv_python = venv / "bin" / "python"
+    pip = [str(venv_python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ready = venv / ".ready"
     if not ready.is_file():
         run([python, "-m", "venv", str(venv)])
-        pins = [
-            line
-            for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-            if line.split("==")[0] in PINNED
-        ]
-        run([str(venv / "bin" / "pip"), "install", "--quiet", *cell.packages, *pins])
-        ready.touch()
-    return venv / "bin" / "python"
+        if cell.rest == "nothing":
+            run([*pip, *cell.packages, *pinned(*TEST_PROGRAMS)])
+        elif cell.rest == "lowest":
+            others = pinned("setuptools", "wheel", "mkdocs-material", "pymdown-extensions")
+            run([*pip, *cell.packages, *lowest_versions(), *others])
+            # Declares the OpenCV of a desktop; ours is there already.
+            run([*pip, "--no-deps", *pinned("lvis")])
+            run([str(venv_python), str(ROOT / "tools/install_detectron2.py")])
+            run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+        elif cell.packages:
+            run([*pip, *cell.packages])
+    if cell.rest == "pinned":
+        run(["make", "environment", f"VENV={venv}", f"PYTHON={python}"])
+    ready.touch()
+    return venv_python
+
+
+def assemble(tree: Path) -> Path:
+    """Lay a source tree of Detectron2 out as its setup.py would; returns the folder to import."""
+    if not (tree / "detectron2" / "__init__.py").is_file():
+        raise SystemExit(
+            f"{tree} is no source tree of Detectron2: it has no detectron2/__init__.py"
+        )
+    folder = FOLDER / "detectron2-main"
+    shutil.rmtree(folder, ignore_errors=True)
+    zoo = folder / "detectron2" / "model_zoo" / "configs"
+    for source, target in LAYOUT.items():
+        shutil.copytree(tree / source, folder / target, ignore=shutil.ignore_patterns("configs"))
+    shutil.copytree(tree / "configs", zoo)
+    return folder
+
+
+def commit(folder: Path) -> str:
+    """The short name of what is checked out, marked if files differ from it; "" without git."""
+    describe = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(describe, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def run(command: Sequence[str], **environment: str) -> None:
-    """Run a command in the repository; raises CalledProcessError where it fails."""
-    subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True)
+    """
+    Run a command in the repository, without the PYTHONPATH of who runs this.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, cwd=ROOT, env={**inherited, **environment}, check=True)
 
 
-def test(name: str, cell: Cell, detectron2: str, pytest_args: Sequence[str]) -> str:
-    """Run a cell; says how it went."""
-    python = interpreter(cell.python)
-    if python is None:
-        return f"skipped: python{cell.python} is not on the PATH"
-    if cell.needs_detectron2 and not detectron2:
-        return "skipped: give --detectron2 and its source tree"
+VERSIONS = """
+import json, platform, numpy, torch
+print(json.dumps([platform.python_version(), torch.__version__, numpy.__version__]))
+"""
+
+
+def counts(report: Path) -> tuple[int, int, int]:
+    """Passed, skipped and failed tests of a junit report."""
+    suites = list(xml.parse(report).iter("testsuite"))
+    total, skipped, failures, errors = (
+        sum(int(suite.get(kind, 0)) for suite in suites)
+        for kind in ("tests", "skipped", "failures", "errors")
+    )
+    return total - skipped - failures - errors, skipped, failures + errors
+
+
+def test(name: str, cell: Cell, detectron2: Path | None, pytest_args: Sequence[str]) -> Outcome:
+    """
+    Run a cell.
+
+    Raises:
+        CalledProcessError: its environment cannot be made, or its tests do not start.
+    """
+    python = str(prepare(name, cell, interpreter(cell.python)))
+    paths, version = [ROOT], "0.6" if cell.rest != "nothing" else "none"
+    if cell.detectron2_main:
+        paths.insert(0, assemble(detectron2))
+        version = f"main {commit(detectron2)}".strip()
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    versions = subprocess.run(
+        [python, "-c", VERSIONS], capture_output=True, text=True, check=True
+    ).stdout
+    report = FOLDER / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    tested = commit(ROOT)
+    command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *cell.tests, *pytest_args]
     start = time.monotonic()
-    paths = [str(ROOT), *([detectron2] if cell.needs_detectron2 else [])]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     try:
-        venv_python = prepare(name, cell, python)
-        command = [str(venv_python), "-m", "pytest", "-q", *cell.tests, *pytest_args]
         run(command, **environment)
-    except subprocess.CalledProcessError as error:
-        return f"FAILED: status {error.returncode} of {' '.join(error.cmd[:6])}"
-    return f"passed in {time.monotonic() - start:.0f} s"
+    except subprocess.CalledProcessError:
+        if not report.is_file():
+            raise
+    minutes = (time.monotonic() - start) / 60
+    what = "losses" if cell.tests == TORCH_ONLY else "all"
+    numbers = (version, what, *counts(report), minutes, tested)
+    return Outcome(name, *json.loads(versions.splitlines()[-1]), *numbers)
+
+
+def missing(cell: Cell, detectron2: Path | None) -> str:
+    """Why a cell cannot run here, or ""."""
+    if interpreter(cell.python) is None:
+        return f"python{cell.python} is not on the PATH"
+    if cell.detectron2_main and detectron2 is None:
+        return "give --detectron2 and its source tree"
+    return ""
+
+
+def with_row(notes: str, outcome: Outcome) -> str:
+    """
+    The notes with a cell's row in the table of cells, in the place of an older one of its.
+
+    Raises:
+        ValueError: the notes have no such table.
+    """
+    before, found, after = notes.partition(Outcome.HEADER + "\n")
+    if not found:
+        raise ValueError("the notes have no table of cells: expected the line of its header")
+    lines = after.split("\n")
+    end = next((n for n, line in enumerate(lines) if not line.startswith("|")), len(lines))
+    rows = {line.split("|")[1].strip(): line for line in lines[:end]}
+    rows[outcome.cell] = str(outcome)
+    ordered = [rows[name] for name in CELLS if name in rows]
+    return before + found + "\n".join([*ordered, *lines[end:]])
 
 
 def main() -> int:
@@ -119,23 +281,36 @@ def main() -> int:
     )
     parser.add_argument("cells", nargs="*", metavar="cell", help=", ".join(CELLS))
     parser.add_argument("--list", action="store_true", help="say what can run here, run nothing")
-    parser.add_argument("--detectron2", default="", help="source tree of Detectron2 main")
+    parser.add_argument("--detectron2", type=Path, help="source tree of Detectron2 main")
     parser.add_argument("--pytest-args", default="", help="further arguments of pytest")
+    parser.add_argument("--table", action="store_true", help="write docs/reliability*.md")
+    parser.add_argument("--discard", action="store_true", help="remove each environment after use")
     options = parser.parse_args()
     unknown = sorted(set(options.cells) - set(CELLS))
     if unknown:
         parser.error(f"no cell {', '.join(unknown)}: expected some of {', '.join(CELLS)}")
-    results = {}
+    results, failed = {}, False
     for name in options.cells or CELLS:
         cell = CELLS[name]
-        if options.list:
-            found = interpreter(cell.python)
-            results[name] = f"{found or 'no Python'}; {', '.join(cell.packages) or 'as make test'}"
-        else:
-            results[name] = test(name, cell, options.detectron2, options.pytest_args.split())
+        reason = missing(cell, options.detectron2)
+        if reason or options.list:
+            results[name] = f"skipped: {reason}" if reason else str(cell)
+            continue
+        try:
+            outcome = test(name, cell, options.detectron2, shlex.split(options.pytest_args))
+        except subprocess.CalledProcessError as error:
+            results[name] = f"FAILED: status {error.returncode} of {shlex.join(error.cmd[:6])}"
+            failed = True
+            continue
+        results[name] = str(outcome)
+        failed |= outcome.failed > 0
+        if options.table:
+            reliability.write_notes(with_row(reliability.NOTES.read_text("utf-8"), outcome))
+        if options.discard:
+            shutil.rmtree(FOLDER / environment_name(name, cell))
     width = max(map(len, results))
     print("\n".join(f"{name:<{width}}  {result}" for name, result in results.items()))
-    return int(any(result.startswith("FAILED") for result in results.values()))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,20 @@ def page(rows: dict[str, list[Row]]) -> str:
     return "\n".join(lines) + "\n\n" + NOTES.read_text("utf-8")
 
 
+def write_notes(text: str) -> None:
+    """
+    Replace the notes, also where they end the page.
+
+    Raises:
+        ValueError: the page does not end with the notes: `make reliability` writes it anew.
+    """
+    before, page = NOTES.read_text("utf-8"), PAGE.read_text("utf-8")
+    if not page.endswith(before):
+        raise ValueError(f"{PAGE.name} does not end with {NOTES.name}: run `make reliability`")
+    NOTES.write_text(text, "utf-8")
+    PAGE.write_text(page.removesuffix(before) + text, "utf-8")
+
+
 def main() -> int:
     """Run everything and write the page, or run the parts that are named."""
     parts = sys.argv[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,12 @@ is a mistake, and rasterising it would take all the memory there is.
 """
 MAX_ID = 2**63 - 1
 MASKS_AT_ONCE = 4096
+EXPORT = "export the annotations in COCO or LVIS format"
+
+# Of what is kept of it, since a value may be a whole file.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 20
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 Record = Mapping[str, Any]
 
@@ -61,28 +68,31 @@ def check_tables(dataset: Any, path: str) -> None:
     if not isinstance(dataset, dict):
         raise DatasetError(
             f"{path}: expected an object with images, annotations and categories, found a "
-            f"{type(dataset).__name__}; a file of results is no annotation file"
+            f"{type(dataset).__name__}, and a file of results is no annotation file: {EXPORT}"
         )
     for key in ("images", "categories"):
-        if not isinstance(dataset.get(key), list) or not dataset[key]:
-            raise DatasetError(
-                f"{path}: expected a list {key!r} with entries, found the keys {sorted(dataset)}; "
-                "export the annotations in COCO or LVIS format"
-            )
-    annotations = dataset.get("annotations", [])
-    if not isinstance(annotations, list):
+        check_list(dataset, key, path)
+        if not dataset[key]:
+            raise DatasetError(f"{path}: the list {key!r} is empty: {EXPORT}")
+    if "annotations" in dataset:
+        check_list(dataset, "annotations", path)
+
+
+def check_list(dataset: Mapping[str, Any], key: str, path: str) -> None:
+    """Raise DatasetError unless a loaded file has this list."""
+    if key not in dataset:
         raise DatasetError(
-            f"{path}: expected 'annotations' to be a list, found {_shown(annotations)}: export the "
-            "annotations in COCO or LVIS format"
+            f"{path}: there is no list {key!r}, only {shown(sorted(dataset))}: {EXPORT}"
         )
+    if not isinstance(dataset[key], list):
+        raise DatasetError(f"{path}: {key!r} is {shown(dataset[key])}, expected a list: {EXPORT}")
 
 
 def field(entry: Record, key: str, kind: str, path: str) -> Any:
     """The value of a key. Raises DatasetError, with the record named, where there is none."""
     if key not in entry:
         raise DatasetError(
-            f"{path}: {kind} {entry.get('id', '?')} has no {key!r}, only {sorted(entry)}: complete "
-            "the file"
+            f"{path}: {kind} {entry['id']} has no {key!r}, only {sorted(entry)}: complete the file"
         )
     return entry[key]
 
@@ -122,12 +132,17 @@ def _check_table(entries: Sequence[Any], kind: str, path: str, problem: Any) -> 
         if not isinstance(entry, dict):
             raise DatasetError(
                 f"{path}: expected {kind} number {position} to be an object, found "
-                f"{_shown(entry)}: remove it or export the file again"
+                f"{shown(entry)}: remove it or export the file again"
             )
-        id = field(entry, "id", kind, path)
+        if "id" not in entry:
+            raise DatasetError(
+                f"{path}: {kind} number {position} has no 'id', only {sorted(entry)}: complete the "
+                "file"
+            )
+        id = entry["id"]
         if not is_id(id):
             raise DatasetError(
-                f"{path}: {kind} number {position} has the id {_shown(id)}, expected an integer: "
+                f"{path}: {kind} number {position} has the id {shown(id)}, expected an integer: "
                 "number them"
             )
         found = problem(entry)
@@ -142,7 +157,7 @@ def _check_table(entries: Sequence[Any], kind: str, path: str, problem: Any) -> 
 def category_problem(category: Record) -> str | None:
     """What is wrong with a category, or None."""
     if not isinstance(category.get("name", ""), str):
-        return f"has the name {_shown(category['name'])}, expected a text: name it"
+        return f"has the name {shown(category['name'])}, expected a text: name it"
     return None
 
 
@@ -154,17 +169,17 @@ def image_problem(image: Record) -> str | None:
         side = image[key]
         if not is_number(side) or not 0 < side <= MAX_SIDE or side != round(side):
             return (
-                f"has {key} {_shown(side)}, expected 1 to {MAX_SIDE:,} pixels: write the size of "
+                f"has {key} {shown(side)}, expected 1 to {MAX_SIDE:,} pixels: write the size of "
                 "its file"
             )
     for key in ("file_name", "coco_url"):
         name = image.get(key, "?")
         if not isinstance(name, str) or not name or "\0" in name:
-            return f"has {key} {_shown(name)}, expected the name of a file: complete it"
+            return f"has {key} {shown(name)}, expected the name of a file: complete it"
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         ids = image.get(key, [])
         if not isinstance(ids, list) or not all(map(_is_integer, ids)):
-            return f"has {key} {_shown(ids)}, expected a list of category ids: correct it"
+            return f"has {key} {shown(ids)}, expected a list of category ids: correct it"
     return None
 
 
@@ -178,10 +193,10 @@ def annotation_problem(
             return f"has no {key!r}, only {sorted(entry)}: complete the file"
         id = entry[key]
         if isinstance(id, str) and id in known:
-            return f"belongs to {kind} {_shown(id)}, expected a whole number: number the {kind} ids"
+            return f"belongs to {kind} {shown(id)}, expected a whole number: number the {kind} ids"
         if not _is_integer(id) or id not in known:
             return (
-                f"belongs to {kind} {_shown(id)}, which the file does not list: add the {kind} or "
+                f"belongs to {kind} {shown(id)}, which the file does not list: add the {kind} or "
                 "remove the annotation"
             )
     if "bbox" not in entry:
@@ -189,15 +204,15 @@ def annotation_problem(
     box = entry["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
         return (
-            f"has the box {_shown(box)}, expected 4 finite numbers (x, y, width, height) in "
+            f"has the box {shown(box)}, expected 4 finite numbers (x, y, width, height) in "
             "pixels: mend or remove it"
         )
     for key in ("iscrowd", "ignore"):
         if entry.get(key, 0) not in (0, 1):
-            return f"has {key} {_shown(entry[key])}, expected 0 or 1: correct it"
+            return f"has {key} {shown(entry[key])}, expected 0 or 1: correct it"
     if "area" in entry and not is_number(entry["area"]):
         return (
-            f"has the area {_shown(entry['area'])}, expected a number: give that of its mask, or "
+            f"has the area {shown(entry['area'])}, expected a number: give that of its mask, or "
             "of its box, in pixels"
         )
     image = images[entry["image_id"]]
@@ -213,18 +228,18 @@ def _segmentation_problem(segmentation: Any, height: int, width: int) -> str | N
         return _run_length_problem(segmentation, height, width)
     if not isinstance(segmentation, list):
         return (
-            f"has the segmentation {_shown(segmentation)}, expected polygons or run lengths: mend "
+            f"has the segmentation {shown(segmentation)}, expected polygons or run lengths: mend "
             "or remove it"
         )
     for polygon in segmentation:
         if not isinstance(polygon, list):
             return (
-                f"has the polygon {_shown(polygon)}, expected a list of lists of x and y: put "
+                f"has the polygon {shown(polygon)}, expected a list of lists of x and y: put "
                 "brackets around it, or mend or remove it"
             )
         if not _are_coordinates(polygon):
             return (
-                f"has the polygon {_shown(polygon)}, expected finite numbers within "
+                f"has the polygon {shown(polygon)}, expected finite numbers within "
                 f"{MAX_SIDE:,} pixels: mend or remove it"
             )
     return None
@@ -234,19 +249,19 @@ def _run_length_problem(mask: Record, height: int, width: int) -> str | None:
     size, counts = mask.get("size"), mask.get("counts")
     if size != [height, width] or not all(map(_is_integer, size)):
         return (
-            f"has run lengths of the size {_shown(size)}, its image is {height} x {width}: mend or "
+            f"has run lengths of the size {shown(size)}, its image is {height} x {width}: mend or "
             "remove it"
         )
     if isinstance(counts, list):
         if not all(_is_integer(count) and 0 <= count <= height * width for count in counts):
-            return f"has the run lengths {_shown(counts)}, expected integers: mend or remove it"
+            return f"has the run lengths {shown(counts)}, expected integers: mend or remove it"
         if sum(counts) != height * width:  # pycocotools would not notice
             return (
                 f"has run lengths of {sum(counts)} pixels, expected {height} x {width}: mend or "
                 "remove it"
             )
     elif not isinstance(counts, str) or not counts.isascii():
-        return f"has the run lengths {_shown(counts)}, expected COCO's code: mend or remove it"
+        return f"has the run lengths {shown(counts)}, expected COCO's code: mend or remove it"
     return None
 
 
@@ -297,7 +312,7 @@ def _within(numbers: np.ndarray) -> bool:
     return (np.abs(numbers) <= MAX_SIDE).all()  # False where one is not a number
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value in a message, cut where it is long."""
-    text = repr(value)
+    text = _BRIEF.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..errors import DatasetError
+from ..errors import DatasetError, reason
+from .annotation_schema import shown
 
 Record = dict[str, Any]
 
@@ -46,7 +48,28 @@ class CheckedMapper:
         except DatasetError as error:
             raise DatasetError(f"{_name(record)} {error}") from error
         except Exception as error:  # Pillow's decoders raise many types
-            raise DatasetError(f"{_name(record)} {_explanation(record, error)}") from error
+            raise DatasetError(f"{_name(record)} {self._explanation(record, error)}") from error
+
+    def _explanation(self, record: Record, error: Exception) -> str:
+        file_name = record["file_name"]
+        if isinstance(error, SizeMismatchError):
+            return _size_mismatch(record)
+        if isinstance(error, FileNotFoundError):
+            return "does not exist: check the folder of images, or remove the image from the set"
+        if isinstance(error, UnidentifiedImageError):
+            return "cannot be read: it is empty, damaged or no image; get it again"
+        if not _can_be_decoded(file_name):
+            return f"cannot be read ({reason(error)}): it is damaged; get it again"
+        for number, annotation in enumerate(record.get("annotations", ())):
+            try:
+                self.mapper({**copy.deepcopy(record), "annotations": [annotation]})
+            except Exception as own:
+                return (
+                    f"has an annotation, number {number}, with the box {shown(annotation['bbox'])} "
+                    f"and the segmentation {shown(annotation.get('segmentation'))}, that cannot be "
+                    f"used ({reason(own)}): mend or remove it"
+                )
+        return f"has annotations that cannot be used ({reason(error)}): mend or remove them"
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> CheckedMapper:
@@ -71,25 +94,15 @@ def _name(record: Record) -> str:
     return f"image {record.get('image_id', '?')!r} ({record.get('file_name')})"
 
 
-def _explanation(record: Record, error: Exception) -> str:
-    file_name = record["file_name"]
-    if isinstance(error, SizeMismatchError):
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-            width, height = image.size
-        stored = (record.get("width"), record.get("height"))
-        turned = ", which its EXIF orientation turns" if (width, height) == stored else ""
-        return (
-            f"is {width} x {height} pixels{turned}, and {stored[0]} x {stored[1]} in the "
-            "annotations: correct them, or save the image upright"
-        )
-    if isinstance(error, FileNotFoundError):
-        return "does not exist: check the folder of images, or remove the image from the set"
-    if _can_be_decoded(file_name):
-        return (
-            f"has annotations that cannot be used ({type(error).__name__}: {error}): mend or "
-            "remove them"
-        )
-    return f"cannot be read ({error}): it is empty, damaged or no image; get it again"
+def _size_mismatch(record: Record) -> str:
+    with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
+        width, height = image.size
+    stored = (record.get("width"), record.get("height"))
+    turned = ", which its EXIF orientation turns" if (width, height) == stored else ""
+    return (
+        f"is {width} x {height} pixels{turned}, and {stored[0]} x {stored[1]} in the "
+        "annotations: correct them, or save the image upright"
+    )
 
 
 def _can_be_decoded(file_name: str) -> bool:

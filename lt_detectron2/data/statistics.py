@@ -20,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, reason
 from ..files import replacing
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .digest import file_digest
@@ -182,7 +182,7 @@ def _json_statistics(path: str) -> Any:
         return json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{path!r} is not valid JSON ({error}): was the copy cut short?"
+            f"{path!r} is not valid JSON ({reason(error)}): copy it again"
         ) from error
 
 

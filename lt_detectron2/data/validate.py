@@ -42,7 +42,8 @@ def load_records(name: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{name!r}: {_source(name)} is not valid JSON (line {error.lineno}, column "
-            f"{error.colno}: {error.msg}); was the download or export cut short?"
+            f"{error.colno}: {error.msg}): get it again, its download or export may have "
+            "been cut short"
         ) from error
     except Exception as error:  # of loaders that are not ours, which check nothing
         raise DatasetError(
@@ -86,12 +87,13 @@ def usable_records(
         usable.append(record)
     if not num_annotations:
         raise DatasetError(
-            f"{source}: no annotation in {len(records)} images; is it the file of a test set?"
+            f"{source}: no annotation in {len(records)} images, as in the file of a test set: name "
+            "one with annotations"
         )
     if len(left_out) == num_annotations:
         raise DatasetError(
-            f"{source}: none of {num_annotations} boxes has an area inside its image: expected "
-            "(x, y, width, height) in pixels"
+            f"{source}: none of {num_annotations} boxes has an area inside its image: write "
+            "them as (x, y, width, height) in pixels"
         )
     report_left_out(source, left_out, "have boxes without area inside their image", "of images")
     return usable

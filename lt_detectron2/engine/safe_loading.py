@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason
 
 ARRAY_GLOBALS = {
     ("collections", "OrderedDict"),
@@ -52,15 +52,14 @@ def load_checkpoint_file(path: str, *, allow_pickle: bool = False) -> dict[str, 
         else:
             content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[-1] if allow_pickle else _reason(error)
+        refused = reason(error) if allow_pickle else _refused(error)
         raise CheckpointError(
-            f"{path} holds other things than weights, or is damaged ({reason}): get it again, or "
+            f"{path} holds other things than weights, or is damaged ({refused}): get it again, or "
             + OPT_IN
         ) from error
     except Exception as error:  # damaged archives fail in many ways
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} cannot be read ({reason}): it is damaged or no checkpoint; get it again"
+            f"{path} cannot be read ({reason(error)}): it is damaged or no checkpoint; get it again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -82,8 +81,8 @@ def _unpickle(file: IO[bytes], allow_pickle: bool) -> Any:
     return unpickler(file, encoding="latin1").load()
 
 
-def _reason(error: Exception) -> str:
+def _refused(error: Exception) -> str:
     """The line of torch's long message that names what it refused."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (named or lines or [type(error).__name__])[0][:200]
+    return (named or lines or [reason(error)])[0][:200]

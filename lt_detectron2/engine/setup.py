@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_long_tail_config
-from ..errors import ConfigError
+from ..errors import ConfigError, about, reason
 from ..files import replacing
 from ..modeling.composition import check_composition
 from .checkpoint import LAST_FILE, check_weights
@@ -29,6 +29,16 @@ WITHOUT_DATA = (
     *("LONG_TAIL.DATA.TRAIN", "", "LONG_TAIL.DATA.VAL", ""),
 )
 """Overrides for the model of a config whose data need not be on this machine."""
+
+KINDS = {
+    "NoneType": "nothing",
+    "CfgNode": "a group of keys",
+    "str": "a text",
+    "int": "an int",
+    "bool": "True or False",
+}
+EXAMPLES = {"float": "2.0", "int": "2", "bool": "True", "tuple": "('a', 'b')"}
+"""Of values, by type."""
 
 CONFIG_FILE = "config.yaml"
 """Detectron2's, in OUTPUT_DIR."""
@@ -52,13 +62,21 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     if config_file and not os.path.isfile(config_file):
         raise ConfigError(f"no config file {config_file!r}: see the folder configs/")
     _check_pairs(overrides or [])
-    try:
-        if config_file:
-            # Detectron2 would fall back on the loader that builds any Python object.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+    if config_file:
+        with about(config_file):
+            _merge_file(cfg, config_file)
+    with about("command line"), _explaining(cfg):
         cfg.merge_from_list(overrides or [])
-    except (KeyError, AssertionError) as error:
-        raise ConfigError(_explain_key_error(cfg, error)) from error
+    prepare_own_data(cfg, _keys_set(config_file, overrides or []))
+    cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    try:
+        # Detectron2 would fall back on the loader that builds any Python object.
+        with _explaining(cfg):
+            cfg.merge_from_file(config_file, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
             f"{config_file}: {_one_line(error)}: tags that build Python objects are not allowed, "
@@ -66,23 +84,31 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{config_file} is not valid YAML, correct it: {_one_line(error)}"
+            f"{config_file} is not valid YAML ({_one_line(error)}): correct it"
         ) from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"{config_file}, or a _BASE_ of it, cannot be read ({error}): expected a text file, "
-            "and no file that is its own base"
+            f"{config_file}, or a _BASE_ of it, cannot be read ({reason(error)}): write a text "
+            "file, and no file that is its own base"
         ) from error
+
+
+@contextlib.contextmanager
+def _explaining(cfg: CfgNode) -> Iterator[None]:
+    """Say in a ConfigError which key or value cannot be merged into these."""
+    try:
+        yield
+    except (KeyError, AssertionError) as error:
+        raise ConfigError(_explain_key_error(cfg, error)) from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        raise  # of a file that is no YAML
     except ValueError as error:
         raise ConfigError(_explain_value_error(error)) from error
     except (TypeError, AttributeError, IndexError) as error:  # of what is no mapping
         raise ConfigError(
-            f"{config_file}: expected keys and values as in configs/, found another structure "
-            f"({error}): compare it with configs/SynthLT"
+            "expected keys and values, found an empty file or another structure: compare it with "
+            "configs/SynthLT"
         ) from error
-    prepare_own_data(cfg, _keys_set(config_file, overrides or []))
-    cfg.freeze()
-    return cfg
 
 
 def _check_pairs(overrides: Sequence[str]) -> None:
@@ -92,6 +118,12 @@ def _check_pairs(overrides: Sequence[str]) -> None:
             f"{option} stands behind config keys, where only keys and their values can be: put it "
             "before the first key"
         )
+    for key in overrides[::2]:
+        if not re.fullmatch(r"[\w.]+", str(key)):
+            raise ConfigError(
+                f"command line: expected a config key, got {key!r}: write pairs of a key and its "
+                "value"
+            )
     if len(overrides) % 2:
         raise ConfigError(
             f"expected pairs of a config key and its value, got {len(overrides)} words: "
@@ -103,13 +135,16 @@ def _explain_value_error(error: ValueError) -> str:
     types = r"\(<class '([\w.]+)'> vs. <class '([\w.]+)'>\)"
     match = re.search(rf"{types} with values .* for config key: (\S+)", str(error), re.DOTALL)
     if not match:
-        return f"config: {error}: write values like those in configs/"
+        return f"{reason(error)}: write values like those in configs/"
     expected, found, key = match.groups()
+    found = KINDS.get(found.split(".")[-1], f"a {found}")
     if expected.endswith("CfgNode"):
-        return f"config key {key!r} stands for a group of keys, got a {found}: set one of the group"
-    hint = "; write 2.0, not 2, for a number that may be fractional"
-    hint = hint if (expected, found) == ("float", "int") else ""
-    return f"config key {key!r} expects a value of type {expected}, got a {found}{hint}"
+        return f"config key {key!r} stands for a group of keys, got {found}: set one of the group"
+    wanted = KINDS.get(expected, f"a {expected}")
+    remedy = f"write one like {EXAMPLES[expected]}" if expected in EXAMPLES else "correct it"
+    if (match.group(1), match.group(2)) == ("float", "int"):
+        remedy = "write 2.0, not 2, for a number that may be fractional"
+    return f"config key {key!r} expects {wanted}, got {found}: {remedy}"
 
 
 def _one_line(error: yaml.YAMLError) -> str:
@@ -129,6 +164,12 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
     That is an unknown component or data set, parts that do not go together, missing test
     annotations, an output folder that cannot be written.
     """
+    given = (getattr(args, "config_file", ""), "command line" if getattr(args, "opts", ()) else "")
+    with about(" and ".join(filter(None, given)) or "config"):
+        _check(cfg, args)
+
+
+def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_composition(cfg)
     check_writers(cfg.LONG_TAIL.WRITERS)
     for key in ("TRAIN", "TEST"):
@@ -137,10 +178,10 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"DATASETS.{key} is {names!r}, expected names of data sets: write ('name',)"
             )
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog.list():
-            hint = _suggest(name, DatasetCatalog.list())
-            raise ConfigError(f"data set {name!r} is not registered{hint}")
+        for name in names:
+            if name not in DatasetCatalog.list():
+                hint = _suggest(name, DatasetCatalog.list())
+                raise ConfigError(f"data set {name!r} of DATASETS.{key} is not registered{hint}")
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
         file = metadata.get("json_file") or metadata.get("annotation_file")
@@ -204,7 +245,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 def _explain_key_error(cfg: CfgNode, error: Exception) -> str:
     match = re.search(r"[Kk]ey:? '?([\w.]+)'?", str(error))
     if not match:
-        return f"config: {error}: write keys like those in configs/"
+        return f"{reason(error)}: write keys like those in configs/"
     key = match.group(1).rstrip(".")
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "compare it with configs/"

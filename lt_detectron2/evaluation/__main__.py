@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, about
 from ..files import replacing
 from .detections import Detections
 from .evaluation_files import RESULTS_FILE, make_writable, timed
@@ -74,13 +74,15 @@ def evaluate(options: argparse.Namespace) -> tuple[Measurement, dict[str, np.nda
         file_format = options.format or _format_of(options.annotations)
         index, _ = load_ground_truth(options.annotations, file_format, with_masks=with_masks)
     if index is None:
-        raise UserError(f"{options.annotations} has no annotations: nothing to evaluate")
+        raise UserError(f"{options.annotations} has no annotations: pass those of a validation set")
     protocol = _protocol(options, file_format)
-    detections.kept.check(protocol, index.fingerprint)
+    with about(options.predictions):
+        detections.kept.check(protocol, index.fingerprint)
     partitions, train_counts = (groups_from_frequency(index),), {}
     if options.statistics:
         partitions, train_counts = _training(options, index, file_format)
-    found = measure(index, detections, options.tasks, protocol, partitions, extras)
+    with about(options.predictions):
+        found = measure(index, detections, options.tasks, protocol, partitions, extras)
     return found, train_counts
 
 

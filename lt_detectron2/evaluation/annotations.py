@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..data.annotation_schema import MAX_SIDE, check_annotation_file, is_number
-from ..errors import DatasetError
+from ..data.annotation_schema import (
+    EXPORT,
+    MAX_SIDE,
+    MIN_POLYGON_NUMBERS,
+    check_annotation_file,
+    is_id,
+    is_number,
+    shown,
+)
+from ..errors import DatasetError, reason
 from .masks import RunLengthMasks
 
 logger = logging.getLogger(__name__)
@@ -79,9 +87,10 @@ def _tables(
     """Images and categories by id, annotations in the order of the file, and their columns."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(dataset.get(key), list):
+            found = shown(dataset[key]) if key in dataset else f"only {shown(sorted(dataset))}"
             raise DatasetError(
-                f"{kind} annotation file is expected to have a list {key!r}, found the keys "
-                f"{sorted(dataset)}: pass the annotations of a validation set"
+                f"expected a list {key!r} in {kind} annotation file, found {found}: pass the "
+                "annotations of a validation set"
             )
     image_ids = _unique_ids(dataset["images"], "image")
     images = [dataset["images"][row] for row in np.argsort(image_ids)]
@@ -92,11 +101,9 @@ def _tables(
 
     entries = dataset["annotations"]
     annotation_ids = _unique_ids(entries, "annotation")
-    image, known_image = positions_in(
-        image_ids, _integers(_column(entries, "image_id"), "image_id of annotations")
-    )
+    image, known_image = positions_in(image_ids, _integers(entries, "image_id", "annotation"))
     category, known_category = positions_in(
-        category_ids, _integers(_column(entries, "category_id"), "category_id of annotations")
+        category_ids, _integers(entries, "category_id", "annotation")
     )
     known = known_image & known_category
     if not known.all():
@@ -164,13 +171,13 @@ def read_annotations(path: str) -> dict:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
-            f"expected a JSON file, {path} cannot be read ({error}): it may be incomplete, get it "
-            "again"
+            f"expected a JSON file, {path} cannot be read ({reason(error)}): it may be "
+            "incomplete, get it again"
         ) from error
     if not isinstance(dataset, dict):
         raise DatasetError(
             f"expected a JSON object with images, annotations and categories in {path}, found a "
-            f"{type(dataset).__name__}: results files have no annotations"
+            f"{type(dataset).__name__}, and files of results have none: pass the annotations"
         )
     return dataset
 
@@ -181,44 +188,52 @@ def explain(error: Exception, dataset: Any, path: str) -> DatasetError:
         check_annotation_file(dataset, path)
     except DatasetError as found:
         return found
-    return DatasetError(
-        f"{path}: cannot be read as annotations ({type(error).__name__}: {error}): export it in "
-        "COCO or LVIS format"
-    )
+    return DatasetError(f"{path}: cannot be read as annotations ({reason(error)}): {EXPORT}")
 
 
 def _listed(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
 
 
-def _value(entry: Mapping, key: str, kind: str):
-    if key not in entry:
+def _column(entries: Sequence[Mapping], key: str, kind: str = "annotation") -> list:
+    try:
+        return [entry[key] for entry in entries]
+    except KeyError:
+        position = next(n for n, entry in enumerate(entries) if key not in entry)
         raise DatasetError(
-            f"expected every {kind} to have {key!r}, found only {sorted(entry)} in {kind} "
-            f"{entry.get('id', '?')}: complete the file"
+            f"expected every {kind} to have {key!r}, found only {sorted(entries[position])} in "
+            f"{_name(entries, position, kind)}: complete the file"
+        ) from None
+
+
+def _name(entries: Sequence[Mapping], position: int, kind: str) -> str:
+    """How a message calls an entry."""
+    id = entries[position].get("id")
+    return f"{kind} {id}" if is_id(id) else f"{kind} number {position}"
+
+
+def _integers(entries: Sequence[Mapping], key: str, kind: str) -> np.ndarray:
+    values = _column(entries, key, kind)
+    try:
+        column = np.asarray(values)
+    except ValueError:  # lists of several lengths among them
+        column = np.asarray(values, dtype=object)
+    if len(values) and (column.dtype.kind != "i" or column.ndim > 1):  # "u": one is too large
+        position = next((n for n, value in enumerate(values) if not is_id(value)), 0)
+        raise DatasetError(
+            f"expected each {kind} to have an integer as {key}, "
+            f"{_name(entries, position, kind)} has {shown(values[position])}: number them"
         )
-    return entry[key]
-
-
-def _column(entries: Sequence[Mapping], key: str) -> list:
-    return [_value(entry, key, "annotation") for entry in entries]
-
-
-def _integers(values: list, what: str) -> np.ndarray:
-    column = np.asarray(values)
-    if len(values) and column.dtype.kind != "i":  # unsigned where one is too large
-        wrong = next((value for value in values if not isinstance(value, int)), values[0])
-        raise DatasetError(f"expected {what} to be integers, found {wrong!r}: number them")
     return column.astype(np.int64)
 
 
 def _unique_ids(entries: Sequence[Mapping], kind: str) -> np.ndarray:
-    ids = _integers([_value(entry, "id", kind) for entry in entries], f"{kind} ids")
+    ids = _integers(entries, "id", kind)
     values, counts = np.unique(ids, return_counts=True)
     if len(values) != len(ids):
         raise DatasetError(
-            f"expected every {kind} id once, found id {values[counts > 1][0]} "
-            f"{counts[counts > 1][0]} times: renumber them, one of them would be lost"
+            f"{kind} id {values[counts > 1][0]} occurs {counts[counts > 1][0]} times: renumber "
+            "them, one of them would be lost"
         )
     return ids
 
@@ -228,8 +243,8 @@ def _areas(entries: Sequence[Mapping]) -> np.ndarray:
     if len(areas) and areas.dtype.kind not in "iuf":
         wrong = next((e for e in entries if not is_number(e["area"])), entries[0])
         raise DatasetError(
-            f"expected area to be a number, annotation {wrong['id']} has {wrong['area']!r}: give "
-            "the area of its mask, or of its box, in pixels"
+            f"expected area to be a number, annotation {wrong['id']} has {shown(wrong['area'])}: "
+            "give the area of its mask, or of its box, in pixels"
         )
     return areas.astype(np.float64)
 
@@ -273,7 +288,7 @@ def _federated_cells(
 
 
 def _boxes(entries: Sequence[Mapping]) -> np.ndarray:
-    boxes = [_value(entry, "bbox", "annotation") for entry in entries]
+    boxes = _column(entries, "bbox")
     try:
         columns = np.array(boxes, dtype=np.float64).reshape(len(boxes), 4)
         valid = np.isfinite(columns).all()
@@ -284,7 +299,7 @@ def _boxes(entries: Sequence[Mapping]) -> np.ndarray:
         entry = (wrong or entries)[0]
         raise DatasetError(
             "expected bbox to be four finite numbers (x, y, width, height), annotation "
-            f"{entry['id']} has {entry['bbox']}: correct or remove it"
+            f"{entry['id']} has {shown(entry['bbox'])}: correct or remove it"
         )
     return columns
 
@@ -303,6 +318,11 @@ def _annotation_masks(entries: Sequence[Mapping], sizes: np.ndarray) -> RunLengt
             )
         if isinstance(entry["segmentation"], list):
             _check_polygons(entry)
+        elif not isinstance(entry["segmentation"], dict):
+            raise DatasetError(
+                f"annotation {entry['id']} has the segmentation {shown(entry['segmentation'])}, "
+                "expected polygons or run lengths: mend or remove it"
+            )
     masks = RunLengthMasks.from_segmentations([entry["segmentation"] for entry in entries], sizes)
     valid = masks.are_valid() & (masks.sizes == sizes).all(axis=1)
     if not valid.all():
@@ -320,11 +340,13 @@ def _check_polygons(entry: Mapping) -> None:
     try:
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in entry["segmentation"]]
         valid = all(p.ndim == 1 and len(p) >= 4 for p in polygons)
+        # By the length of the first one it tells polygons from boxes.
+        valid = valid and len(polygons[0]) >= MIN_POLYGON_NUMBERS
         valid = valid and all((np.abs(p) <= MAX_SIDE).all() for p in polygons)
     except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
         raise DatasetError(
-            "expected every polygon to be a list of finite numbers (x, y, x, y, ...), annotation "
-            f"{entry['id']} has others: correct or remove it"
+            "expected every polygon to be a list of finite numbers (x, y, x, y, ...) of at least 3 "
+            f"points, annotation {entry['id']} has others: correct or remove it"
         )

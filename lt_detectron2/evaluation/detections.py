@@ -1,21 +1,25 @@
 """Detections as columns: what a model found, from the inference loop to the metric."""
 
 import json
+import os
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
 
 import numpy as np
 
-from ..data.annotation_schema import MAX_SIDE, is_number
-from ..errors import UserError
+from ..data.annotation_schema import MAX_SIDE, is_number, shown
+from ..errors import UserError, reason
 from .masks import RunLengthMasks
 from .protocol import Protocol
 
 _RESULTS_AT_ONCE = 1 << 16
 _CHARACTERS_AT_ONCE = 1 << 22
 _MAX_CHARACTERS_OF_A_RESULT = 1 << 25
+PASS_EVALUATED = "pass the detections.npz of an evaluation"
+SAVE_AGAIN = "it may be incomplete, save it again"
 NUMBERS = ("image_id", "category_id", "score")
 """What every entry of a results file has, beside a box or a mask."""
 
@@ -146,7 +150,8 @@ class Detections:
         try:
             found = cls._from_checked(results)
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
-            raise UserError(_first_problem(results, first) or str(error)) from error
+            problem = _first_problem(results, first) or f"{reason(error)}: {SAVE_AGAIN}"
+            raise UserError(problem) from error
         if found.masks is not None and not (valid := found.masks.are_valid()).all():
             row = int(valid.argmin())
             height, width = found.masks.sizes[row].tolist()
@@ -271,21 +276,22 @@ class Detections:
                     return cls.concatenate(
                         [cls.from_results(part, n * _RESULTS_AT_ONCE) for n, part in parts]
                     )
+            if os.path.isfile(path) and not zipfile.is_zipfile(path):
+                raise UserError(f"it is cut short or no archive of NumPy: {PASS_EVALUATED}")
             with np.load(path, allow_pickle=False) as file:
-                missing = {"image_ids", "category_ids", "scores", "boxes"} - set(file.files)
-                if missing:
-                    raise UserError(
-                        f"it lacks {sorted(missing)} and has {file.files}: pass the detections.npz "
-                        "of an evaluation"
-                    )
-                return _checked(cls.from_columns({name: file[name] for name in file.files}))
+                columns = {name: file[name] for name in file.files}
+            _check_columns(columns)
+            detections = cls.from_columns(columns)
+            if detections.masks is not None:
+                detections.masks.check()
+            return detections
         except FileNotFoundError:
             raise UserError(
                 f"expected saved detections at {path}, found no such file: an evaluation writes "
                 "them to detections.npz in its inference folder"
             ) from None
         except Exception as error:  # a damaged archive fails in many ways
-            what = str(error) if isinstance(error, ValueError) else repr(error)
+            what = str(error) if isinstance(error, UserError) else f"{reason(error)}: {SAVE_AGAIN}"
             raise UserError(f"expected saved detections in {path}: {what}") from error
 
     def results(self) -> Iterator[dict]:
@@ -304,19 +310,56 @@ class Detections:
             yield entry
 
 
-def _checked(detections: Detections) -> Detections:
-    """The detections of a file, which may hold anything, or a UserError."""
-    kinds = {"image_ids": "iu", "category_ids": "iu", "scores": "f", "boxes": "f"}
-    for name, allowed in kinds.items():
-        column = getattr(detections, name)
-        if column.dtype.kind not in allowed or column.ndim != (2 if name == "boxes" else 1):
+KINDS = {
+    **{"image_ids": ("iu", 1), "category_ids": ("iu", 1), "scores": ("f", 1), "boxes": ("f", 2)},
+    **{"mask_lengths": ("iu", 1), "mask_sizes": ("iu", 2), "mask_counts": ("u", 1)},
+}
+"""Types and dimensions of the arrays in a detections.npz; the last three are there together."""
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Tell what is wrong with the arrays of a file, which may hold anything, in a UserError."""
+    with_masks = any(name.startswith("mask_") for name in columns)
+    names = [name for name in KINDS if with_masks or not name.startswith("mask_")]
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise UserError(f"it lacks {missing} and has {list(columns)}: {PASS_EVALUATED}")
+    for name in names:
+        column, (kinds, num_dimensions) = columns[name], KINDS[name]
+        num_rows = len(columns["image_ids"]) if name != "mask_counts" and column.ndim else None
+        if column.dtype.kind not in kinds or column.ndim != num_dimensions:
             raise UserError(
-                f"it has {name} of the type {column.dtype} and shape {column.shape}: pass the "
-                "detections.npz of an evaluation"
+                f"it has {name} of the type {column.dtype} and shape {column.shape}: "
+                f"{PASS_EVALUATED}"
             )
-    if detections.masks is not None:
-        detections.masks.check()
-    return detections
+        if num_rows is not None and len(column) != num_rows:
+            raise UserError(
+                f"it has {len(column)} {name} of {num_rows} detections: {PASS_EVALUATED}"
+            )
+    if columns["boxes"].shape[1] != 4:
+        raise UserError(f"it has boxes of the shape {columns['boxes'].shape}: {PASS_EVALUATED}")
+    if with_masks:
+        lengths = columns["mask_lengths"]
+        if (lengths < 0).any() or lengths.sum() != len(columns["mask_counts"]):
+            raise UserError(
+                f"it has mask_counts of {len(columns['mask_counts'])} bytes, and mask_lengths of "
+                f"others: {PASS_EVALUATED}"
+            )
+        if columns["mask_sizes"].shape[1] != 2 or columns["mask_counts"].dtype != np.uint8:
+            raise UserError(f"it has mask_sizes or mask_counts of another kind: {PASS_EVALUATED}")
+    if "kept" in columns:
+        _check_kept(columns["kept"])
+
+
+def _check_kept(column: np.ndarray) -> None:
+    known = [entry.name for entry in fields(Kept)]
+    try:
+        found = json.loads(str(column.item()))
+        valid = isinstance(found, dict) and set(found) <= set(known)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"it has kept with others than {known}: {PASS_EVALUATED}")
 
 
 def _first_problem(results: Sequence[Mapping], first: int) -> str | None:
@@ -326,12 +369,12 @@ def _first_problem(results: Sequence[Mapping], first: int) -> str | None:
             value = entry[key]
             if not is_number(value) or (key != "score" and not isinstance(value, int)):
                 kind = "a number" if key == "score" else "an integer"
-                return f"result {number} has {key} {value!r:.60}, expected {kind}: correct it"
+                return f"result {number} has {key} {shown(value)}, expected {kind}: correct it"
         box = entry.get("bbox", [0, 0, 0, 0])
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             return (
-                f"result {number} has bbox {box!r:.60}, expected four finite numbers (x, y, width, "
-                "height): correct it"
+                f"result {number} has bbox {shown(box)}, expected four finite numbers (x, y, "
+                "width, height): correct it"
             )
         mask = entry.get("segmentation", {})
         if "segmentation" in entry and not (
@@ -340,9 +383,10 @@ def _first_problem(results: Sequence[Mapping], first: int) -> str | None:
             and len(mask["size"]) == 2
             and all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in mask["size"])
             and isinstance(mask.get("counts"), str | bytes)
+            and mask["counts"].isascii()
         ):
             return (
-                f"result {number} has segmentation {mask!r:.60}, expected COCO's compressed RLE "
+                f"result {number} has segmentation {shown(mask)}, expected COCO's compressed RLE "
                 "(size and counts): encode it"
             )
     return None
@@ -368,12 +412,14 @@ def _results(file) -> Iterator[list[dict]]:
     The entries of a results file in parts; as one list of dicts those of LVIS fill 6 GB.
 
     Raises:
-        ValueError: it is not a list of objects.
+        UserError: it is not a list of objects.
     """
     decoder = json.JSONDecoder()
-    text, position, part = file.read(_CHARACTERS_AT_ONCE).lstrip(), 1, []
+    text, position, part, number = file.read(_CHARACTERS_AT_ONCE).lstrip(), 1, [], 0
     if not text.startswith("["):
-        raise ValueError("a results file is a JSON list, this one starts with " + repr(text[:20]))
+        raise UserError(
+            f"a results file is a JSON list, this one starts with {text[:20]!r}: pass another"
+        )
     while True:
         while position < len(text) and text[position] in " ,\n\r\t":
             position += 1
@@ -383,15 +429,20 @@ def _results(file) -> Iterator[list[dict]]:
             entry, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             if len(text) - position > _MAX_CHARACTERS_OF_A_RESULT:
-                raise ValueError(f"it is no JSON: {error}") from None
+                raise UserError(f"it is no JSON ({reason(error)}): {SAVE_AGAIN}") from None
             more = file.read(_CHARACTERS_AT_ONCE)
             if not more:
-                raise ValueError("it ends in the middle: the file is not complete") from None
+                raise UserError(
+                    f"it ends or is damaged in or after result {number - 1}: {SAVE_AGAIN}"
+                    if number
+                    else f"it ends or is damaged in its first result: {SAVE_AGAIN}"
+                ) from None
             text, position = text[position:] + more, 0
             continue
         if not isinstance(entry, dict):
-            raise ValueError(f"expected objects in the list, found {entry!r}")
+            raise UserError(f"result {number} is {shown(entry)}, expected an object: remove it")
         part.append(entry)
+        number += 1
         if len(part) == _RESULTS_AT_ONCE:
             yield part
             part = []

@@ -19,7 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from ..errors import UserError
+from ..errors import UserError, about
 from ..files import replacing
 from .annotations import VERIFIED, positions_in
 from .collected import CollectedDetections
@@ -252,7 +252,8 @@ class LongTailEvaluator(DatasetEvaluator):
             with timed(f"Read {path}"):
                 detections = self._read(path)
             self._discard_outdated(but=path)
-            return self._evaluate_detections(detections)
+            with about(path):
+                return self._evaluate_detections(detections)
 
         return self._on_main(evaluate)
 

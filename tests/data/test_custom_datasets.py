@@ -235,8 +235,8 @@ def changed(make, change):
     "content, message",
     [
         ('{"images": [', "a_users_set.json: not valid JSON"),
-        ("[]", "found a list; a file of results is no annotation file"),
-        ({"images": [{"id": 1}]}, "expected a list 'categories' with entries"),
+        ("[]", "found a list, and a file of results is no annotation file"),
+        ({"images": [{"id": 1}]}, "there is no list 'categories', only .'images'."),
         (changed(lvis, lambda d: d["categories"][0].pop("id")), "category .* has no 'id'"),
         (changed(lvis, lambda d: d["categories"][0].update(id=11)), "category id 11 occurs 2"),
         (changed(lvis, lambda d: d["images"][0].update(id=3)), "image id 3 occurs 2 times"),
@@ -280,5 +280,5 @@ def test_unusable_files_are_explained(register, content, message):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(DatasetError, match="cannot be read .*expected a JSON file"):
+    with pytest.raises(DatasetError, match="cannot be read .*give a JSON file"):
         load_lvis_records(tmp_path, tmp_path)

@@ -49,7 +49,7 @@ def test_adding_the_config_twice_changes_nothing():
         (["SOLVER.BASE_LRR", "1"], "did you mean SOLVER.BASE_LR"),
         (
             ["LONG_TAIL.LOSS.SeesawLoss.P", "'much'"],
-            "SeesawLoss.P' expects a value of type float, got a str",
+            "command line: .*SeesawLoss.P' expects a float, got a text: write one like 2.0",
         ),
         (["LONG_TAIL.LOSS.SeesawLoss.P", "1"], "write 2.0, not 2"),
         (["SOLVER.MAX_ITER", "9", "--resume"], "--resume stands behind config keys"),
@@ -158,5 +158,6 @@ def test_the_program_shows_no_traceback():
     command = [sys.executable, "train_net.py", "--config-file", DEMO, "LONG_TAIL.LOSS.NAME", "Oops"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: LONG_TAIL.LOSS.NAME is 'Oops'")
+    expected = f"error: {DEMO} and command line: LONG_TAIL.LOSS.NAME is 'Oops'"
+    assert done.stderr.strip().splitlines()[-1].startswith(expected)
     assert "Traceback" not in done.stderr

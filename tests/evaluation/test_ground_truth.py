@@ -59,7 +59,7 @@ def without(entry, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("annotations"), "expected to have a list 'annotations', found the keys"),
+        (lambda d: d.pop("annotations"), "a list 'annotations' in an LVIS annotation file, found"),
         (
             lambda d: d["images"].append(without(image(9), "neg_category_ids")),
             "expected 'neg_category_ids' for every image, image 9 has only .* use a COCO evaluator",
@@ -68,9 +68,9 @@ def without(entry, key):
             lambda d: d["images"].append(without(image(9), "not_exhaustive_category_ids")),
             "expected 'not_exhaustive_category_ids' for every image",
         ),
-        (lambda d: d["images"].append(image(1)), "every image id once, found id 1 2 times"),
-        (lambda d: d["annotations"].append(annotation(3, 1, 1)), "every annotation id once.* 3 2"),
-        (lambda d: d["categories"].append(category(2)), "every category id once, found id 2 2"),
+        (lambda d: d["images"].append(image(1)), "image id 1 occurs 2 times"),
+        (lambda d: d["annotations"].append(annotation(3, 1, 1)), "annotation id 3 occurs 2"),
+        (lambda d: d["categories"].append(category(2)), "category id 2 occurs 2"),
         (lambda d: d["annotations"].append({"id": 9}), "every annotation to have 'image_id'"),
         (
             lambda d: d["annotations"].append(without(annotation(9, 1, 1), "area")),
@@ -98,9 +98,12 @@ def without(entry, key):
         ),
         (
             lambda d: [entry.update(id=f"image {entry['id']}") for entry in d["images"]],
-            "image ids to be integers, found 'image 1': number them",
+            "each image to have an integer as id, image number 0 has 'image 1': number them",
         ),
-        (lambda d: d["annotations"][1].update(image_id="2"), "image_id .* integers, found '2'"),
+        (
+            lambda d: d["annotations"][1].update(image_id="2"),
+            "an integer as image_id, annotation 2 has '2': number them",
+        ),
         (lambda d: d["annotations"][1].update(area=None), "annotation 2 has None: give the area"),
     ],
 )
@@ -119,7 +122,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(ValueError, match="annotations.json cannot be read .*incomplete"):
         read_annotations(str(path))
     path.write_text("[]")
-    with pytest.raises(ValueError, match="found a list: results files have no annotations"):
+    with pytest.raises(ValueError, match="found a list, and files of results have none: pass the"):
         read_annotations(str(path))
     path.write_text(json.dumps(small_set()[0]))
     assert GroundTruth.from_lvis(read_annotations(str(path))).num_images == 3

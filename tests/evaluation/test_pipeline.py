@@ -87,8 +87,8 @@ def test_predictions_files_that_are_none(tmp_path):
     for content, message in (
         ("", "a results file is a JSON list, this one starts with ''"),
         ('{"images": []}', "is a JSON list, this one starts with"),
-        (json.dumps(results)[:-20], "it ends in the middle: the file is not complete"),
-        ("[1, 2]", "expected objects in the list, found 1"),
+        (json.dumps(results)[:-20], "it ends or is damaged in or after result 2: .*save it again"),
+        ("[1, 2]", "result 0 is 1, expected an object: remove it"),
         (
             json.dumps([*results, {"image_id": 1}]),
             "result 4 lacks .*'bbox', 'category_id', 'score'",

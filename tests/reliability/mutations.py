@@ -28,9 +28,20 @@ ODD_VALUES = st.one_of(
 )
 
 REMEDY = re.compile(
-    r"add|remove|mend|correct|complete|number them|renumber|get it again|cut short|export|write|"
-    r"check|pass|give|name|set |convert|encode|expect|compare|did you mean|decreas|use |see "
+    r"(?::|;|,|,? or|,? and) (?:to )?(?:add|check|choose|compare|complete|convert|copy|correct|did "
+    r"you mean|encode|evaluate|export|get|give|keep|look|mend|name|number|pass|predict|put|register"
+    r"|remove|renumber|run|save|see|set|use|write)\b[^:;]*$|: expected one of: [^:;]*$|"
+    r", expected one of: [^:;]*$"
 )
+"""What a message ends with: what to do, or what there is to choose from."""
+
+INTERNALS = re.compile(
+    r"Traceback|<class |<_io|object at 0x|NoneType|is not iterable|has no attribute|\bself\b|"
+    r"\w+\(\) |unexpected keyword|positional argument|numpy\.ndarray|\bdtype\b"
+)
+"""What only who wrote the program can understand."""
+
+MOST_CHARACTERS = 600
 
 
 def each_number(short, long):
@@ -62,22 +73,25 @@ def explore(check, number, *strategies):
     )(given(*strategies)(counted))()
 
 
-def works_or_is_explained(action, *named):
+def works_or_is_explained(action, file, record):
     """
     The result of ``action()``, or None if it raised one UserError in plain words.
 
     Args:
-        named: what the message has to contain, such as the name of the file.
+        file: the message names it.
+        record: pattern of what the message names in it, or says of the whole file.
     """
     with time_limit(SECONDS_PER_INPUT):
         try:
             return action()
         except UserError as error:
             message = str(error)
-    for name in named:
-        assert name in message, message
-    assert "Traceback" not in message and len(message) < 1500, message
-    assert REMEDY.search(message), message
+    assert file in message, message
+    said = message.replace(file, "")
+    assert "\n" not in message and len(message) < MOST_CHARACTERS, message
+    assert re.search(record, said), f"no record: {message}"
+    assert not INTERNALS.search(said), f"internals: {message}"
+    assert REMEDY.search(said), f"no remedy: {message}"
     return None
 
 

@@ -54,6 +54,12 @@ def annotations(federated):
     return {"images": images, "annotations": entries, "categories": categories}
 
 
+RECORD = (
+    r"(image|annotation|category) (number |id )?-?\d+\b|not valid JSON|cannot be read"
+    r"|list '\w+'|'\w+' is .* expected a list|expected an? (JSON )?object|no annotation in"
+)
+"""A record by its id or place, or what is wrong with the whole file."""
+
 FILES = {"coco": annotations(False), "lvis": annotations(True)}
 each_format = pytest.mark.parametrize("kind", FILES)
 
@@ -110,7 +116,7 @@ def test_damaged_file_for_training(path, kind, number):
 
     def check(content):
         write(path, content)
-        works_or_is_explained(lambda: read_for_training(path), "set.json")
+        works_or_is_explained(lambda: read_for_training(path), str(path), RECORD)
 
     explore(check, number, contents(kind))
 
@@ -124,7 +130,7 @@ def test_damaged_file_for_evaluation(path, kind, number):
         path.write_bytes(content)
         for with_masks in (False, True):
             read = partial(load_ground_truth, str(path), kind, with_masks=with_masks, write=False)
-            works_or_is_explained(read, "set.json")
+            works_or_is_explained(read, str(path), RECORD)
 
     explore(check, number, contents(kind))
 

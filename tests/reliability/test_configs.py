@@ -33,6 +33,13 @@ CONFIG = {
 }
 
 
+KEY = (
+    r"config key[ ,]|[A-Z]+\.[A-Z_.]+|line \d+|position \d+|cannot be read|an empty file|"
+    r"a v[\d.e+]+ config|OUTPUT_DIR"
+)
+"""A key, a place in the file, or what is wrong with the whole file."""
+
+
 def as_yaml(content):
     """Bytes of YAML; odd values may have no plain form, and are left to the text mutations."""
     return yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "replace")
@@ -48,11 +55,11 @@ def test_damaged_config(tmp_path, number):
 
     def load():
         cfg = load_config(str(path), ["OUTPUT_DIR", str(tmp_path / "output")])
-        check_config(cfg, argparse.Namespace(eval_only=False))
+        check_config(cfg, argparse.Namespace(eval_only=False, config_file=str(path), opts=[]))
 
     def check(content):
         path.write_bytes(content)
-        works_or_is_explained(load)
+        works_or_is_explained(load, str(path), KEY)
 
     explore(check, number, CONTENTS)
 
@@ -74,9 +81,9 @@ def test_damaged_overrides(tmp_path, number):
 
         def load():
             cfg = load_config("", [*overrides, "OUTPUT_DIR", str(tmp_path / "output")])
-            check_config(cfg, argparse.Namespace(eval_only=False))
+            check_config(cfg, argparse.Namespace(eval_only=False, config_file="", opts=overrides))
 
-        works_or_is_explained(load)
+        works_or_is_explained(load, "command line", KEY)
 
     explore(check, number, st.lists(st.tuples(keys, values), min_size=1, max_size=3))
 

@@ -8,7 +8,7 @@ import pycocotools.mask
 import pytest
 from hypothesis import strategies as st
 
-from lt_detectron2.errors import UserError
+from lt_detectron2.errors import UserError, about
 from lt_detectron2.evaluation import (
     Detections,
     EvaluationOptions,
@@ -77,6 +77,11 @@ def changed_archives(draw):
 
 def evaluate(path):
     """Metrics of a file, with boxes and, where it has them, masks."""
+    with about(str(path)):
+        return _evaluate(path)
+
+
+def _evaluate(path):
     detections = Detections.load(str(path))
     tasks = ("bbox",) if detections.masks is None else ("bbox", "segm")
     groups = (groups_from_frequency(INDEX),)
@@ -105,7 +110,12 @@ def test_damaged_predictions(tmp_path, kind, number):
 
     def check(content):
         (tmp_path / name).write_bytes(content)
-        works_or_is_explained(lambda: evaluate(tmp_path / name))
+        works_or_is_explained(
+            lambda: evaluate(tmp_path / name),
+            str(tmp_path / name),
+            r"result \d+|first result|detection \d+|it has \d* ?\w+ (of|or|with)|it lacks|mask \d+|"
+            r"JSON list|may be incomplete|it is cut short or no archive|unknown image ids",
+        )
 
     explore(check, number, contents())
 

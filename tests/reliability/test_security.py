@@ -82,7 +82,9 @@ def test_damaged_checkpoint(tmp_path, number):
 
     def check(content):
         path.write_bytes(content)
-        works_or_is_explained(lambda: load_checkpoint_file(str(path)), "model.pth")
+        works_or_is_explained(
+            lambda: load_checkpoint_file(str(path)), str(path), "cannot be read|damaged"
+        )
 
     explore(check, number, damaged(path.read_bytes()))
 

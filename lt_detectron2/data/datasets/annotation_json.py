@@ -14,7 +14,7 @@ from typing import Any
 import pycocotools.mask
 from detectron2.structures import BoxMode
 
-from ...errors import DatasetError
+from ...errors import DatasetError, reason
 from ...files import replacing
 from ...progress import counter
 from ..annotation_schema import check_annotation_file, check_tables, field, has_too_few_points
@@ -81,11 +81,12 @@ def read_annotation_json(path: str | Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise DatasetError(
-            f"annotation file {str(path)!r} cannot be read ({error.strerror}): expected a JSON file"
+            f"annotation file {str(path)!r} cannot be read ({error.strerror}): give a JSON file"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{path}: not valid JSON ({error}); was the download or export cut short?"
+            f"{path}: not valid JSON ({reason(error)}): get it again, its download or export may "
+            "have been cut short"
         ) from error
     _check_encoding(content, path)
     check_tables(dataset, str(path))
