@@ -1,9 +1,12 @@
-"""What the table of reliability and the soak test make of their measurements."""
+"""What the table of reliability, the matrix of versions and the soak test make of their runs."""
 
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
+import compatibility
+import install_detectron2
 import pytest
 import reliability
 import soak
@@ -60,3 +63,71 @@ def test_cells_are_listed():
         [*command, "newest"], capture_output=True, text=True, cwd=reliability.ROOT
     )
     assert refused.returncode == 2 and "no cell newest: expected some of" in refused.stderr
+
+
+ROW = compatibility.Outcome(
+    "python-3.12", *("3.12.1", "2.11.0", "2.5.5", "0.6", "all"), *(9, 1, 0, 4.4, "abc")
+)
+
+
+def test_rows_of_cells_replace_older_ones():
+    """A cell that runs again has its row replaced; rows stand in the order of the cells."""
+    header = compatibility.Outcome.HEADER
+    notes = f"before\n\n{header}\n\nafter\n"
+    notes = compatibility.with_row(notes, ROW)
+    notes = compatibility.with_row(notes, replace(ROW, cell="oldest-torch"))
+    notes = compatibility.with_row(notes, replace(ROW, failed=2, commit="def"))
+    first, second = notes.split(f"{header}\n")[1].splitlines()[:2]
+    assert first.startswith("| oldest-torch |") and first.endswith("| 9 | 1 | 0 | 4 | abc |")
+    assert second.startswith("| python-3.12 |") and second.endswith("| 9 | 1 | **2** | 4 | def |")
+    assert notes.startswith("before\n\n") and notes.endswith("|\n\nafter\n")
+    with pytest.raises(ValueError, match="no table of cells"):
+        compatibility.with_row("notes", ROW)
+
+
+def test_results_of_a_cell_are_counted(tmp_path):
+    """Failures and errors of the set-up are both failures."""
+    report = tmp_path / "junit.xml"
+    report.write_text(
+        '<testsuites><testsuite tests="9" skipped="2" failures="1" errors="3"/></testsuites>'
+    )
+    assert compatibility.counts(report) == (3, 2, 4)
+
+
+def test_lowest_versions_are_those_of_setup():
+    """Each requirement of setup.py is asked for at its lowest release."""
+    lowest = compatibility.lowest_versions()
+    assert "torch==2.4.*" in lowest and "pytest==8.1.*" in lowest
+    assert len(lowest) == (reliability.ROOT / "setup.py").read_text("utf-8").count(">=") - 1
+
+
+def test_notes_end_the_page(tmp_path, monkeypatch):
+    """The page ends with the notes, and writing them changes both, and nothing before them."""
+    page, notes = tmp_path / "page.md", tmp_path / "notes.md"
+    page.write_text(reliability.PAGE.read_text("utf-8"), "utf-8")
+    notes.write_text(reliability.NOTES.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(reliability, "PAGE", page)
+    monkeypatch.setattr(reliability, "NOTES", notes)
+    table = page.read_text("utf-8").removesuffix(notes.read_text("utf-8"))
+    reliability.write_notes("## Others\n")
+    assert page.read_text("utf-8") == table + "## Others\n"
+    assert notes.read_text("utf-8") == "## Others\n"
+    notes.write_text("## Mended by hand\n")
+    with pytest.raises(ValueError, match="run `make reliability`"):
+        reliability.write_notes("")
+
+
+def test_a_tree_of_detectron2_is_laid_out(tmp_path, monkeypatch):
+    """Projects and configs of a source tree lie where an installation has them."""
+    monkeypatch.setattr(compatibility, "FOLDER", tmp_path / "build")
+    tree = tmp_path / "tree"
+    with pytest.raises(SystemExit, match="is no source tree of Detectron2"):
+        compatibility.assemble(tree)
+    for source in install_detectron2.LAYOUT:
+        (tree / source).mkdir(parents=True)
+        (tree / source / "__init__.py").touch()
+    (tree / "configs").mkdir()
+    (tree / "configs" / "base.yaml").touch()
+    folder = compatibility.assemble(tree)
+    assert (folder / "detectron2" / "model_zoo" / "configs" / "base.yaml").is_file()
+    assert (folder / "detectron2" / "projects" / "point_rend" / "__init__.py").is_file()
