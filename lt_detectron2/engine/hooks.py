@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detectron2.engine import HookBase, hooks
+from fvcore.common.history_buffer import HistoryBuffer
 
 from .best_checkpoint import BestCheckpoint
 from .checkpoint_hook import CheckpointHook
@@ -14,6 +16,17 @@ from .writers import WriteAfterEvaluation
 
 if TYPE_CHECKING:
     from .trainer import LongTailTrainer
+
+KEPT_VALUES = 1000
+"""Of each number, the longest window that Detectron2 looks at, for the time that is left."""
+
+
+class ForgetOldValues(HookBase):
+    """Keeps memory flat: Detectron2 keeps a million values of each number, 100 bytes each."""
+
+    def before_train(self) -> None:
+        histories = self.trainer.storage.histories()
+        histories.default_factory = functools.partial(HistoryBuffer, max_length=KEPT_VALUES)
 
 
 def complete_hooks(trainer: LongTailTrainer, stock: Sequence[HookBase | None]) -> list[HookBase]:
@@ -29,7 +42,8 @@ def complete_hooks(trainer: LongTailTrainer, stock: Sequence[HookBase | None]) -
     node = trainer.cfg.LONG_TAIL
     writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
     replaced = (hooks.PeriodicWriter, hooks.PeriodicCheckpointer, hooks.EvalHook)
-    completed = [hook for hook in stock if not isinstance(hook, replaced)]
+    completed: list[HookBase | None] = [ForgetOldValues()]
+    completed += [hook for hook in stock if not isinstance(hook, replaced)]
     eval_period = trainer.cfg.TEST.EVAL_PERIOD
     completed.append(CheckpointHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD))
     completed.append(hooks.EvalHook(eval_period, trainer.evaluate))

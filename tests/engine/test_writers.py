@@ -8,7 +8,9 @@ import pytest
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 
+from lt_detectron2.engine.hooks import KEPT_VALUES
 from lt_detectron2.engine.setup import load_config
+from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.engine.writers import (
     CSVWriter,
     FlushedTensorboardWriter,
@@ -18,6 +20,7 @@ from lt_detectron2.engine.writers import (
     check_writers,
 )
 from lt_detectron2.errors import ConfigError
+from tests.engine import toy_training
 
 
 def config(folder, *writers):
@@ -60,6 +63,18 @@ def run(writers, max_iter=12, start=0):
     stock = hooks.PeriodicWriter(writers, period=10)
     trainer.register_hooks([OneNumber(), WriteAfterEvaluation(stock, [3, 0])])
     trainer.train(start, max_iter)
+
+
+def test_old_values_are_forgotten(tmp_path):
+    cfg = toy_training.config(tmp_path, tmp_path, "SOLVER.MAX_ITER", "3", "LONG_TAIL.WRITERS", "[]")
+    trainer = LongTailTrainer(cfg)
+    trainer.train()
+    storage = trainer.storage
+    assert len(storage.history("total_loss").values()) == 3
+    for step in range(1500):
+        storage.put_scalar("total_loss", float(step))
+    assert len(storage.history("total_loss").values()) == KEPT_VALUES
+    assert storage.history("total_loss").latest() == 1499
 
 
 def test_every_evaluation_reaches_every_writer(tmp_path):
