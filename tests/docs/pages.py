@@ -1,8 +1,14 @@
 """What the pages of the documentation hold: fenced blocks, commands, names."""
 
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
+
+import pytest
+
+from lt_detectron2.commands import command_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -53,3 +59,25 @@ def _without_settings(words: list[str]) -> list[str]:
     while "=" in words[0]:
         words = words[1:]
     return words
+
+
+def start(command: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """Run a program in this process as its command line does, and return its exit status."""
+    program, *words = command
+    if program == "torchrun":
+        words = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+    try:
+        if program == "lt-detectron2":
+            return command_line.main(words)
+        if words[0] == "-m":
+            monkeypatch.setattr(sys, "argv", words[1:])
+            runpy.run_module(words[1], run_name="__main__")
+        else:
+            path = REPOSITORY / words[0]
+            assert path.is_file(), words[0]
+            monkeypatch.setattr(sys, "argv", words)
+            monkeypatch.syspath_prepend(str(path.parent))
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return None

@@ -4,18 +4,14 @@ import argparse
 import importlib.util
 import json
 import re
-import runpy
 import shlex
-import sys
 
 import pytest
 
-from lt_detectron2.commands import command_line
 from lt_detectron2.data.synthetic.example import write_example
 from lt_detectron2.engine.setup import load_config
-from lt_detectron2.evaluation.__main__ import main as evaluate
 
-from .pages import PAGES, REPOSITORY, blocks, commands, text_of
+from .pages import PAGES, REPOSITORY, blocks, commands, start, text_of
 
 COMMANDS = {
     shlex.join(command): command
@@ -43,23 +39,6 @@ def parse_only(monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.chdir(REPOSITORY)
-
-
-def start(command, monkeypatch):
-    """Run a program as its command line does."""
-    program, *words = command
-    if program == "torchrun":
-        words = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
-    if program == "lt-detectron2":
-        command_line.main(words)
-    elif words[0] == "-m":
-        monkeypatch.setattr(sys, "argv", words[1:])
-        runpy.run_module(words[1], run_name="__main__")
-    else:
-        assert (REPOSITORY / words[0]).is_file(), words[0]
-        monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.syspath_prepend(str((REPOSITORY / words[0]).parent))
-        runpy.run_path(words[0], run_name="__main__")
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -92,46 +71,14 @@ def check_config(arguments):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with `my_data`, and two runs on it whose detections are the annotations."""
+    """A folder with `my_data`, and detections on it, which are the annotations."""
     folder = tmp_path_factory.mktemp("docs")
     _, val = write_example(folder / "my_data")
     annotations = json.loads(val.read_text(encoding="utf-8"))["annotations"]
-    detections = [
-        {
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": entry["bbox"],
-            "score": 1 / (2 + number % 7),
-        }
-        for number, entry in enumerate(annotations)
-    ]
+    keys = ("image_id", "category_id", "bbox")
+    detections = [{key: entry[key] for key in keys} | {"score": 0.5} for entry in annotations]
     (folder / "results.json").write_text(json.dumps(detections))
-    for run in ("softmax", "my"):
-        folder_of_run = folder / "output" / run / "inference"
-        evaluate([str(val), str(folder / "results.json"), "--output", str(folder_of_run)])
     return folder
-
-
-EXECUTED = (
-    "python -m lt_detectron2.evaluation my_data",
-    "lt-detectron2 compare output/softmax output/my",
-    "lt-detectron2 recommend my_data/train.json --images my_data/images",
-)
-
-
-@pytest.mark.parametrize(
-    "line", [line for line in COMMANDS if line.startswith(EXECUTED) and "--base" not in line]
-)
-def test_command_runs(line, workspace, monkeypatch, capsys):
-    monkeypatch.chdir(workspace)
-    # The reader's run has a file of detections and counts; ours has detections as JSON only.
-    words = line.replace("output/my/inference/detections.npz", "results.json").split()
-    words = [word for word in words if not word.endswith(("--statistics", "statistics.json"))]
-    if words[0] == "python":
-        evaluate(words[3:])
-    else:
-        assert command_line.main(words[1:]) == 0
-    assert re.search(r"\bAPr?\b", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "tutorial" not in page])
