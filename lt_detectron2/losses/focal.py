@@ -99,16 +99,18 @@ class FocalTerms:
     def kernel(self) -> KernelTerms:
         return KernelTerms("focal", self.gamma)
 
-    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._terms(x, self.gamma)
+    def negative(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return self._terms(x, self.gamma, out)
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         gamma = self.gamma[column] if isinstance(self.gamma, Tensor) else self.gamma
         _, value, slope = self._terms(-x, gamma)
         return value, -slope
 
-    def _terms(self, x: Tensor, gamma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(
+        self, x: Tensor, gamma: float | Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         score, entropy = x.sigmoid(), softplus(x)
         modulation = exp_of((x - entropy).mul_(gamma))  # x - entropy = log sigmoid(x)
-        slope = torch.addcmul(score, 1 - score, gamma * entropy).mul_(modulation)
+        slope = torch.addcmul(score, 1 - score, gamma * entropy, out=out).mul_(modulation)
         return score, modulation.mul_(entropy), slope

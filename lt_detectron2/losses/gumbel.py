@@ -125,12 +125,12 @@ class GumbelTerms:
         name = "floored_gumbel" if self.floored else "gumbel"
         return KernelTerms(name, low=MIN_LOGIT, high=MAX_LOGIT)
 
-    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def negative(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         e, p = self._distribution(x)
         # The floor is no matter here: where p (1 - p) is that small, so is p e.
         odds = 1 - p if self.floored else torch.expm1(-e).neg_()
         odds = torch.div(p, odds, out=odds)
-        slope = e.mul_(odds)
+        slope = torch.mul(e, odds, out=out)
         looks = one_pass.looking_is_free(x) and len(x) > 0
         if not (looks and x.max() <= MAX_LOGIT):
             slope *= torch.le(x, MAX_LOGIT, out=torch.empty_like(x))  # below MIN_LOGIT it is 0

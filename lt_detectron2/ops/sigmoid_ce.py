@@ -75,8 +75,12 @@ class BinaryTerms(Protocol):
     An attribute ``kernel``, of :class:`KernelTerms`, says that the Triton kernel knows it, too.
     """
 
-    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score in [0, 1], loss and its derivative of (B, L) logits of a block of rows."""
+    def negative(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Score in [0, 1], loss and its derivative of (B, L) logits of a block of rows.
+
+        ``out`` is memory for the derivative, which may be the score itself.
+        """
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and its derivative of logits (R,) in the columns (R,) that rows belong to."""
@@ -87,8 +91,8 @@ class SigmoidTerms:
 
     kernel = KernelTerms("sigmoid")
 
-    def negative(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        score = x.sigmoid()
+    def negative(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        score = torch.sigmoid(x, out=out)
         return score, softplus(x), score
 
     def positive(self, x: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +213,8 @@ def _value_and_gradient(
             x = _rows_of(offset, block_kind).add_(x, alpha=scale)
         elif scale != 1:
             x = scale * x
-        score, value, slope = terms.negative(x)
+        part = gradient[block] if needs_gradient else None
+        score, value, slope = terms.negative(x, out=part)
         weight = _rows_of(negative, block_kind)
         if min_score is not None:
             # As numbers: operations on bool are several times slower on the CPU.
@@ -225,7 +230,7 @@ def _value_and_gradient(
         else:
             losses[block] += value.mul_(weight).sum(dim=1)
         if needs_gradient:
-            part = torch.mul(slope, weight, out=gradient[block])
+            torch.mul(slope, weight, out=part)
             if scale != 1:
                 part *= scale
             others = part.gather(*at_own).masked_fill_(has_own[block], 0)
