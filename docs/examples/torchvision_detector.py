@@ -84,7 +84,7 @@ if __name__ == "__main__":
     )
     model = FasterRCNN(backbone, num_classes=K + 1, min_size=64, max_size=64)
     use_loss(model, EqualizationLossV2(K))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     for step in range(15):
         losses = model(*batch(generator))
         total = sum(losses.values())

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -17,6 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_long_tail_config
+from ..data.annotation_schema import shown
 from ..errors import ConfigError, about, reason
 from ..files import replacing
 from ..modeling.composition import check_composition
@@ -91,6 +93,10 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             f"{config_file}, or a _BASE_ of it, cannot be read ({reason(error)}): write a text "
             "file, and no file that is its own base"
         ) from error
+    except (TypeError, AttributeError, IndexError) as error:  # Detectron2 takes it for a mapping
+        with open(config_file, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+        raise ConfigError(f"{config_file}: {_explain_structure(cfg, content)}") from error
 
 
 @contextlib.contextmanager
@@ -104,11 +110,28 @@ def _explaining(cfg: CfgNode) -> Iterator[None]:
         raise  # of a file that is no YAML
     except ValueError as error:
         raise ConfigError(_explain_value_error(error)) from error
-    except (TypeError, AttributeError, IndexError) as error:  # of what is no mapping
-        raise ConfigError(
-            "expected keys and values, found an empty file or another structure: compare it with "
-            "configs/SynthLT"
-        ) from error
+
+
+def _explain_structure(cfg: CfgNode, content: Any) -> str:
+    """What is wrong with a file that has something else in the place of a group of keys."""
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else shown(content)
+        return f"expected keys and values, found {found}: compare it with configs/SynthLT"
+    for key, value in _groups(cfg, content):
+        if not isinstance(value, dict):
+            return _not_a_group(key, type(value).__name__)
+    if not isinstance(content.get("VERSION", 2), int):
+        return _wrong_version(cfg)
+    return "it or a _BASE_ of it has an unexpected structure: compare it with configs/SynthLT"
+
+
+def _groups(cfg: CfgNode, content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a file has in the place of each group of keys."""
+    for key, value in content.items():
+        if isinstance(cfg.get(key), CfgNode):
+            yield f"{prefix}{key}", value
+            if isinstance(value, dict):
+                yield from _groups(cfg[key], value, f"{prefix}{key}.")
 
 
 def _check_pairs(overrides: Sequence[str]) -> None:
@@ -137,14 +160,23 @@ def _explain_value_error(error: ValueError) -> str:
     if not match:
         return f"{reason(error)}: write values like those in configs/"
     expected, found, key = match.groups()
-    found = KINDS.get(found.split(".")[-1], f"a {found}")
     if expected.endswith("CfgNode"):
-        return f"config key {key!r} stands for a group of keys, got {found}: set one of the group"
+        return _not_a_group(key, found)
+    found = KINDS.get(found.split(".")[-1], f"a {found}")
     wanted = KINDS.get(expected, f"a {expected}")
     remedy = f"write one like {EXAMPLES[expected]}" if expected in EXAMPLES else "correct it"
     if (match.group(1), match.group(2)) == ("float", "int"):
         remedy = "write 2.0, not 2, for a number that may be fractional"
     return f"config key {key!r} expects {wanted}, got {found}: {remedy}"
+
+
+def _wrong_version(cfg: CfgNode) -> str:
+    return f"config key 'VERSION' is none that Detectron2 knows: write {cfg.VERSION}"
+
+
+def _not_a_group(key: str, found: str) -> str:
+    found = KINDS.get(found, f"a {found}")
+    return f"config key {key!r} stands for a group of keys, got {found}: set one of the group"
 
 
 def _one_line(error: yaml.YAMLError) -> str:
@@ -243,6 +275,8 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 
 def _explain_key_error(cfg: CfgNode, error: Exception) -> str:
+    if re.search(r"ConverterV|Cannot merge a v", str(error)):
+        return _wrong_version(cfg)
     match = re.search(r"[Kk]ey:? '?([\w.]+)'?", str(error))
     if not match:
         return f"{reason(error)}: write keys like those in configs/"

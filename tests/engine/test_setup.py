@@ -52,6 +52,7 @@ def test_adding_the_config_twice_changes_nothing():
             "command line: .*SeesawLoss.P' expects a float, got a text: write one like 2.0",
         ),
         (["LONG_TAIL.LOSS.SeesawLoss.P", "1"], "write 2.0, not 2"),
+        (["", "1"], "command line: expected a config key, got ''"),
         (["SOLVER.MAX_ITER", "9", "--resume"], "--resume stands behind config keys"),
         (["SOLVER.MAX_ITER", "9", "SEED"], "pairs of a config key and its value, got 3 words"),
     ],
@@ -161,3 +162,23 @@ def test_the_program_shows_no_traceback():
     expected = f"error: {DEMO} and command line: LONG_TAIL.LOSS.NAME is 'Oops'"
     assert done.stderr.strip().splitlines()[-1].startswith(expected)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("VERSION: -1", "config.yaml: config key 'VERSION' is none that Detectron2 knows: write 2"),
+        ("VERSION: x", "config.yaml: config key 'VERSION' is none that Detectron2 knows: write 2"),
+        ("", "config.yaml: expected keys and values, found an empty file: compare"),
+        ("[1, 2]", "config.yaml: expected keys and values, found .1, 2.: compare it with"),
+        ("SOLVER: [1]", "config.yaml: config key 'SOLVER' stands for a group of keys, got a list"),
+        ("MODEL: 7", "config.yaml: config key 'MODEL' stands for a group of keys, got an int"),
+        ("SEEED: 7", "config.yaml: config key 'SEEED' does not exist; did you mean SEED"),
+    ],
+)
+def test_config_files_are_named(tmp_path, text, message):
+    """What is wrong with a file is not taken for a fault of the command line."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path), ["SEED", "1"])

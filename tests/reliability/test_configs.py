@@ -34,8 +34,7 @@ CONFIG = {
 
 
 KEY = (
-    r"config key[ ,]|[A-Z]+\.[A-Z_.]+|line \d+|position \d+|cannot be read|an empty file|"
-    r"a v[\d.e+]+ config|OUTPUT_DIR"
+    r"config key[ ,]|[A-Z]+\.[A-Z_.]+|line \d+|position \d+|cannot be read|expected keys and values"
 )
 """A key, a place in the file, or what is wrong with the whole file."""
 

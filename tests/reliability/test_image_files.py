@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from detectron2.data import DatasetMapper
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from lt_detectron2.errors import DatasetError
 from .mutations import damaged, each_number, explore, works_or_is_explained
 
 HEIGHT, WIDTH = 24, 32
+PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 RECORD = {"image_id": 7, "height": HEIGHT, "width": WIDTH}
 
 
@@ -62,6 +64,8 @@ def test_modes_look_alike(tmp_path, mapper, mode):
     path = tmp_path / f"image.{kind}"
     image = picture().quantize() if mode == "P" else picture().convert(mode)
     path.write_bytes(encoded(image, kind))
+    if mode == "YCbCr" and PILLOW < (10,):
+        pytest.skip("Pillow 9 cannot read the YCbCr files that it writes")
     pixels = read(mapper, path).float()
     expected = picture().convert("L") if mode in ("L", "LA", "1") else picture()
     expected = np.asarray(expected.convert("RGB"), dtype=np.float32).transpose(2, 0, 1)
