@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.errors import CheckpointError, UserError
-from tests.engine.toy_jobs import TIMEOUT, launch_pair, start
+from tests.engine.toy_jobs import CONTEXT, TIMEOUT, launch_forked, launch_pair, start
 from tests.engine.toy_training import Interruption, config, train
 
 
@@ -65,6 +66,33 @@ def test_any_process_dies_of_anything(tmp_path, data, monkeypatch, number, rank)
     assert time.monotonic() - begin < TIMEOUT
 
 
+def train_on_a_machine(machine, url, log, *args):
+    """What a machine's part of the job ends with."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        try:
+            launch_forked(monkeypatch, train_until, *args, machine=(2, machine, url))
+        except BaseException as error:
+            log.send(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("machine", [0, 1])
+def test_process_of_another_machine_dies(tmp_path, data, machine):
+    """SIGKILL of a process ends the job on the other machine, too, within a minute."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    begin = time.monotonic()
+    ends = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    for rank, (_, log) in enumerate(ends):
+        start(train_on_a_machine, rank, url, log, tmp_path, data, signal.SIGKILL, machine)
+    assert all(receiver.poll(TIMEOUT) for receiver, _ in ends)
+    messages = [receiver.recv() for receiver, _ in ends]
+    assert time.monotonic() - begin < TIMEOUT
+    assert messages[machine].startswith("UserError: process 0 of 1 was ended by SIGKILL")
+    assert "process 0 of 1" in messages[1 - machine]  # which lost its partner
+
+
 # ---- a full disk
 
 
@@ -81,8 +109,6 @@ def train_with_little_space(folder, data, log):
 
 def test_full_disk(tmp_path, data, caplog):
     """A checkpoint that finds no space is reported; the one before stays, and no part of it."""
-    from tests.engine.toy_jobs import CONTEXT
-
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = start(train_with_little_space, tmp_path, data, sender)
     assert receiver.poll(TIMEOUT)

@@ -26,6 +26,17 @@ def start(function: Callable[..., Any], *args: Any) -> multiprocessing.Process:
 
 def launch_pair(monkeypatch: Any, function: Callable[..., Any], *args: Any) -> float:
     """``launch`` of two processes, which may raise; the seconds it took otherwise."""
+    return launch_forked(monkeypatch, function, *args, processes=2)
+
+
+def launch_forked(
+    monkeypatch: Any,
+    function: Callable[..., Any],
+    *args: Any,
+    processes: int = 1,
+    machine: tuple[int, int, str] = (1, 0, "auto"),
+) -> float:
+    """The same of any job; ``machine`` is their number, this one and the address of the first."""
 
     def start_forked(*args: Any, **kwargs: Any) -> Any:
         return _start_processes(*args, **{**kwargs, "start_method": "forkserver"})
@@ -33,5 +44,5 @@ def launch_pair(monkeypatch: Any, function: Callable[..., Any], *args: Any) -> f
     monkeypatch.setattr(mp, "start_processes", start_forked)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
     begin = time.monotonic()
-    launch(function, 2, args=args)
+    launch(function, processes, *machine, args=args)
     return time.monotonic() - begin
