@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from lt_detectron2.evaluation.challenge import (
 from lt_detectron2.evaluation.groups import CategoryGroups
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
+from tests.losses.two_processes import run_in_two_processes
 from tests.modeling.detectors import small_config
 from tests.parity import compare
 
@@ -37,6 +39,13 @@ def golden():
 @pytest.fixture
 def dataset(golden, tmp_path):
     """The recorded case as the files of the challenge, registered."""
+    register_golden(golden, tmp_path)
+    yield NAME
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def register_golden(golden, folder):
     sizes = "ImageID,Width,Height\n" + "".join(f"{id},100,100\n" for id in golden["image_ids"])
     contents = {
         "boxes": golden["csv_boxes"].item(),
@@ -45,14 +54,11 @@ def dataset(golden, tmp_path):
         "hierarchy": golden["hierarchy_json"].item(),
         "sizes": sizes,
     }
-    paths = {name: tmp_path / name for name in contents}
+    paths = {name: folder / name for name in contents}
     for name, path in paths.items():
         path.write_text(contents[name])
-    files = OpenImagesFiles(**{n: str(p) for n, p in paths.items()}, images=str(tmp_path))
+    files = OpenImagesFiles(**{n: str(p) for n, p in paths.items()}, images=str(folder))
     register_open_images(NAME, files, only_with_boxes=False)
-    yield NAME
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
 
 
 def golden_detections(golden) -> Detections:
@@ -147,11 +153,25 @@ def model_outputs(golden):
         yield {"image_id": image_id}, {"instances": instances}
 
 
-def run(evaluator, golden):
+def run(evaluator, golden, part=slice(None)):
     evaluator.reset()
-    for image, output in model_outputs(golden):
+    for image, output in list(model_outputs(golden))[part]:
         evaluator.process([image], [output])
     return evaluator.evaluate()
+
+
+def evaluate_half(rank, folder):
+    golden = load_golden("openimages_eval")
+    folder = Path(folder, str(rank))
+    folder.mkdir()
+    register_golden(golden, folder)
+    return dict(run(LongTailOpenImagesEvaluator(NAME), golden, slice(rank, None, 2)))
+
+
+def test_two_processes_give_the_numbers_of_one_to_both(golden, dataset, tmp_path):
+    alone = dict(run(LongTailOpenImagesEvaluator(dataset), golden))
+    for numbers in run_in_two_processes(evaluate_half, str(tmp_path)):
+        np.testing.assert_equal(numbers, alone)
 
 
 def test_golden_evaluator(golden, dataset, tmp_path):
