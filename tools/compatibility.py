@@ -182,10 +182,14 @@ def assemble(tree: Path) -> Path:
 
 
 def commit(folder: Path) -> str:
-    """The short name of what is checked out, marked if files differ from it; "" without git."""
-    describe = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty=+"]
-    done = subprocess.run(describe, capture_output=True, text=True)
-    return done.stdout.strip()
+    """The short name of what is checked out, with a + if other files than the table differ."""
+    git = ["git", "-C", str(folder)]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", ":/", ":!docs/reliability*"]
+    name, changes = (
+        subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        for command in ([*git, "rev-parse", "--short", "HEAD"], changed)
+    )
+    return name + "+" * bool(changes)
 
 
 def run(command: Sequence[str], **environment: str) -> None:

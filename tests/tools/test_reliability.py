@@ -131,3 +131,19 @@ def test_a_tree_of_detectron2_is_laid_out(tmp_path, monkeypatch):
     folder = compatibility.assemble(tree)
     assert (folder / "detectron2" / "model_zoo" / "configs" / "base.yaml").is_file()
     assert (folder / "detectron2" / "projects" / "point_rend" / "__init__.py").is_file()
+
+
+def test_commit_is_marked_if_files_differ(tmp_path):
+    """A row says if what ran was not what is committed; writing the table itself is no change."""
+    assert compatibility.commit(tmp_path) == ""
+    (tmp_path / "docs").mkdir()
+    for name in ("code.py", "docs/reliability.md"):
+        (tmp_path / name).write_text("before")
+    author = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    name = compatibility.commit(tmp_path)
+    (tmp_path / "docs" / "reliability.md").write_text("after")
+    assert name and compatibility.commit(tmp_path) == name
+    (tmp_path / "code.py").write_text("after")
+    assert compatibility.commit(tmp_path) == f"{name}+"
