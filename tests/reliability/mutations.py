@@ -28,10 +28,9 @@ ODD_VALUES = st.one_of(
 )
 
 REMEDY = re.compile(
-    r"(?::|;|,|,? or|,? and) (?:to )?(?:add|check|choose|compare|complete|convert|copy|correct|did "
-    r"you mean|encode|evaluate|export|get|give|keep|look|mend|name|number|pass|predict|put|register"
-    r"|remove|renumber|run|save|see|set|use|write)\b[^:;]*$|: expected one of: [^:;]*$|"
-    r", expected one of: [^:;]*$"
+    r"(?:[:;,]| or| and) (?:add|check|choose|compare|complete|convert|copy|correct|did you mean|"
+    r"encode|evaluate|export|get|give|keep|look|mend|name|number|pass|predict|put|register|remove|"
+    r"renumber|run|save|see|set|use|write|expected one of:)(?: [^:;]*)?$"
 )
 """What a message ends with: what to do, or what there is to choose from."""
 
