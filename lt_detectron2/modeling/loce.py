@@ -96,6 +96,7 @@ class FeatureMemory(nn.Module):
         self.register_buffer("gt_boxes", torch.zeros(*shape, 4))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.int64))
         """(K,) features that each class has ever had."""
+        self._holds_any = False  # asking waits for the device; what is true stays so
 
     def jittered(self, boxes: Tensor) -> Tensor:
         """(N * copies, 4) boxes (N, 4), each ``copies`` times in a row, with moved corners."""
@@ -132,11 +133,15 @@ class FeatureMemory(nn.Module):
         Args:
             mean_scores: (K,), above 0.
         """
+        self._holds_any = self._holds_any or bool(self.seen.any())
         weights = torch.where(self.seen > 0, 1 / mean_scores.double(), 0.0)
-        if not weights.any():
+        if not self._holds_any:
             none = self.seen.new_zeros(0)
             return self._at(none, none)
-        classes = weights.multinomial(self.classes_per_step, replacement=True)
+        # Not multinomial, for which the host waits. float32 draws, times the sum, stay below it.
+        draws = torch.rand(self.classes_per_step, device=weights.device).double()
+        ends = weights.cumsum(dim=0)
+        classes = torch.searchsorted(ends, draws * ends[-1], right=True)
         classes = classes.repeat_interleave(self.features_per_class)
         filled = self.seen[classes].clamp(max=self.capacity)
         slots = (

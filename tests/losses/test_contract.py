@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness
 from lt_detectron2 import losses
 from lt_detectron2.losses.base import ClassificationLoss
 from lt_detectron2.ops import one_pass
 from lt_detectron2.statistics import ClassStatistics
+from tests.synchronisation import NoSynchronisation
 
 from .factory import (
     BATCH_KINDS,
@@ -372,7 +372,7 @@ def test_training_never_waits_for_the_device(make: Make, monkeypatch: pytest.Mon
     loss = make()
     for kind in BATCH_KINDS:
         logits, targets = batch(loss, kind=kind)
-        with _NoSynchronisation():
+        with NoSynchronisation():
             # Not forward, which looks at the targets where they lie on the CPU.
             loss.region_losses(logits, targets, reduction="mean").backward()
 
@@ -405,27 +405,6 @@ def test_memory_is_three_times_the_logits_at_most(loss_class: LossClass):
 
     step()
     assert harness._peak_bytes(step) <= 3.1 * 4 * logits.numel()
-
-
-class _NoSynchronisation(TorchDispatchMode):
-    """Refuses operations whose result, or its shape, the host has to wait for on a GPU."""
-
-    WAITING = (
-        "_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique", "_unique2",
-        "unique_dim", "unique_consecutive", "bincount", "equal", "repeat_interleave.Tensor",
-        "multinomial",
-    )  # fmt: skip
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        name = function.__name__  # "nonzero.default"
-        waits = name.split(".")[0] in self.WAITING or name in self.WAITING
-        selects = name.startswith("index.") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        assert not (waits or selects), f"{name} makes the host wait for the device"
-        return function(*args, **(kwargs or {}))
 
 
 # ---- several processes

@@ -22,9 +22,9 @@ from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.ops import ranking_reference
 from tests.parity import compare
+from tests.synchronisation import NoSynchronisation
 
 from .factory import BATCH_KINDS, STATISTICS, K, cases, state_of
-from .test_contract import _NoSynchronisation
 from .two_processes import run_in_two_processes
 
 METHOD = "GAPLoss"
@@ -366,7 +366,7 @@ def test_training_never_waits_for_the_device(
     gap = _gap(**switches)
     logits, targets = _batch()
     logits.requires_grad_()
-    with _NoSynchronisation():
+    with NoSynchronisation():
         gap(logits, targets).loss.backward()
 
 

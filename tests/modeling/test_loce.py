@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from lt_detectron2.errors import ConfigError
 from lt_detectron2.modeling.freeze import train_only
 from lt_detectron2.modeling.loce import FeatureMemory, RememberedRegions
+from tests.synchronisation import NoSynchronisation
 
 from .detectors import NUM_CLASSES, batch, small_config, small_detector
 
@@ -59,6 +60,15 @@ def test_weak_classes_are_drawn_more_often():
     of_class = {c: set(drawn.features[drawn.classes == c, 0].tolist()) for c in (0, 1, 3)}
     assert of_class == {0: {4, 5, 6, 7, 8}, 1: {9, 10}, 3: {11}}
     assert torch.equal(drawn.boxes[:, 0], drawn.features[:, 0])
+
+
+def test_drawing_never_waits_for_the_device():
+    memory = FeatureMemory(4, 2)
+    memory.add(regions([0, 3]))
+    scores = torch.full((4,), 0.01)
+    memory.draw(scores)  # the first time it asks whether there is anything
+    with NoSynchronisation():
+        memory.draw(scores)
 
 
 def test_nothing_is_drawn_from_an_empty_memory():

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from lt_detectron2.ops import ranking, ranking_errors
 from tests.golden import load_golden
-from tests.losses.test_contract import _NoSynchronisation
 from tests.parity import compare
+from tests.synchronisation import NoSynchronisation
 
 from . import ranking_reference as reference
 
@@ -280,9 +280,9 @@ def test_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
     scores.requires_grad_()
     valid = torch.arange(9) > 2
     for options in ({}, {"exclude_positives": False}):
-        with _NoSynchronisation():
+        with NoSynchronisation():
             ranking_errors(scores, positives, groups, valid, **options).sum().backward()
-    with _NoSynchronisation():
+    with NoSynchronisation():
         ranking_errors(scores, positives, interpolate=True).sum().backward()
 
 
