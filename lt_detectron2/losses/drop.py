@@ -12,7 +12,7 @@ from ..ops import TermWeights
 from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 from .equalization import EqualizationLoss
-from .sampling import BackgroundRows
+from .sampling import DrawnRows
 
 BACKGROUND_RULES = ("drop", "drop_all", "equalize", "keep")
 
@@ -77,9 +77,9 @@ class DropLoss(EqualizationLoss):
         if self.background_rule == "equalize":
             minus_log_score = -F.logsigmoid(logits.detach()) / math.log(self.background_base)
             return weights._replace(mask=1 - self.is_tail * minus_log_score.clamp(max=1))
-        rows = BackgroundRows.of(targets, self.num_classes)
+        rows = DrawnRows.of(targets == self.num_classes)
         keeps = self._keep(self.uniform(logits.shape, rows.drawn), targets)
-        return weights._replace(mask=rows.spare_foreground(keeps), mask_row=rows.place)
+        return weights._replace(mask=rows.spare_others(keeps), mask_row=rows.place)
 
     def _keep(self, draws: Tensor, targets: Tensor) -> Tensor:
         """0 or 1 in place of the draws."""

@@ -10,6 +10,7 @@ from ..ops import LogitShifts, TermWeights
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .base import check_non_negative, check_statistics
 from .cross_entropy import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
+from .sampling import DrawnRows
 
 
 class EqualizationLoss(SigmoidCrossEntropyLoss):
@@ -84,9 +85,9 @@ class SoftmaxEqualizationLoss(SoftmaxCrossEntropyLoss):
         self.register_buffer("is_tail", F.pad(is_tail, (0, 1)), persistent=False)  # (K+1,) bool
 
     def logit_shifts(self, logits: Tensor, targets: Tensor) -> LogitShifts:
-        keeps = self.uniform(logits.shape).ge_(self.gamma * self.is_tail)
-        is_background = (targets == self.num_classes)[:, None]
-        return LogitShifts(kept=keeps.maximum(is_background.to(keeps.dtype)))
+        rows = DrawnRows.of(targets != self.num_classes)
+        keeps = self.uniform(logits.shape, rows.drawn).ge_(self.gamma * self.is_tail)
+        return LogitShifts(kept=rows.spare_others(keeps), kept_row=rows.place)
 
 
 def tail_classes(

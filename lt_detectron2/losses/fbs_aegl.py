@@ -16,7 +16,7 @@ from .cross_entropy import SigmoidCrossEntropyLoss
 from .drop import tail_share
 from .equalization import tail_classes
 from .gumbel import GumbelTerms, gumbel, init_gumbel_classifier
-from .sampling import BackgroundRows
+from .sampling import DrawnRows
 
 ACTIVATIONS = ("sigmoid", "gumbel")
 BACKGROUND_GATES = ("all", "low", "off")
@@ -142,9 +142,9 @@ class FBSAEGLoss(SigmoidCrossEntropyLoss):
         )
         if not self.background_weight or self.keep_rule == "always":
             return weights
-        rows = BackgroundRows.of(targets, self.num_classes)
+        rows = DrawnRows.of(targets == self.num_classes)
         keeps = self._keep(self.uniform(logits.shape, rows.drawn), targets)
-        return weights._replace(mask=rows.spare_foreground(keeps), mask_row=rows.place)
+        return weights._replace(mask=rows.spare_others(keeps), mask_row=rows.place)
 
     def activation(self, logits: Tensor) -> Tensor:
         scores = logits.sigmoid() if self.activation_name == "sigmoid" else gumbel(logits)

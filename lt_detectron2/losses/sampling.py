@@ -13,36 +13,35 @@ BELOW_DRAWS = 2.0**-50
 """Added up over all regions less than what float32 draws differ by, and still seen by float64."""
 
 
-class BackgroundRows(NamedTuple):
+class DrawnRows(NamedTuple):
     """
-    Rows of an (R, K) matrix of which background regions alone have a use.
+    Rows of an (R, K) matrix of draws that only some regions have a use for.
 
-    On the CPU foreground regions share one row, so that less is drawn. Elsewhere telling how many
-    there are would wait for the device, and each region has its own.
+    On the CPU all others share one row, so that less is drawn. Elsewhere telling how many they are
+    would wait for the device, and each region has its own.
     """
 
-    is_foreground: Tensor
-    """(R,) bool"""
+    needs: Tensor
+    """(R,) bool, whether a region has a use for draws."""
     drawn: Tensor | None
-    """(1 + B,) regions: any one in the name of the foreground, then the background's. None: all."""
+    """(1 + N,) regions: any one in the name of the others, then those that need it. None: all."""
     place: Tensor | None
     """(R,) where a region finds its row among those; None: each has its own."""
 
     @classmethod
-    def of(cls, targets: Tensor, num_classes: int) -> BackgroundRows:
-        """Args: targets: (R,) classes, K for background."""
-        is_foreground = targets < num_classes
-        if not one_pass.looking_is_free(targets) or len(targets) == 0:
-            return cls(is_foreground, None, None)
-        background = (~is_foreground).nonzero()[:, 0]
-        place = torch.zeros_like(targets)
-        place[background] = torch.arange(1, 1 + len(background))
-        return cls(is_foreground, torch.cat([background.new_zeros(1), background]), place)
+    def of(cls, needs: Tensor) -> DrawnRows:
+        """Args: needs: (R,) bool."""
+        if not one_pass.looking_is_free(needs) or len(needs) == 0:
+            return cls(needs, None, None)
+        index = needs.nonzero()[:, 0]
+        place = torch.zeros(len(needs), dtype=torch.int64)
+        place[index] = torch.arange(1, 1 + len(index))
+        return cls(needs, torch.cat([index.new_zeros(1), index]), place)
 
-    def spare_foreground(self, keeps: Tensor) -> Tensor:
-        """Set what holds for foreground regions to 1. Args: keeps: 0 or 1, of the drawn rows."""
+    def spare_others(self, keeps: Tensor) -> Tensor:
+        """Set what holds for the other regions to 1. Args: keeps: 0 or 1, of the drawn rows."""
         if self.place is None:
-            return torch.maximum(keeps, self.is_foreground[:, None].to(keeps.dtype), out=keeps)
+            return torch.maximum(keeps, (~self.needs)[:, None].to(keeps.dtype), out=keeps)
         keeps[0] = 1
         return keeps
 

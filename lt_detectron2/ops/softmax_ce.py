@@ -59,6 +59,8 @@ class LogitShifts(NamedTuple):
     compensation: Compensation | None = None
     kept: Tensor | None = None
     """(R, C) 0 or 1, of any type; the logits' is fastest. 0 leaves a column out of a row."""
+    kept_row: Tensor | None = None
+    """(R,) int64 row of ``kept`` that holds for a region, then of any number; None for its own."""
 
     @property
     def moves_columns_apart(self) -> bool:
@@ -202,7 +204,9 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
         x = torch.add(x, (scaled - floor).clamp_(min=0), alpha=exponent)
     if shifts.kept is not None:
         # Not -inf, which would have to be filled in by a mask of bool, slow on the CPU.
-        x = torch.add(x, shifts.kept[block].to(z.dtype) - 1, alpha=LEFT_OUT)
+        kept = shifts.kept
+        kept = kept[block] if shifts.kept_row is None else kept[shifts.kept_row[block]]
+        x = torch.add(x, kept.to(z.dtype) - 1, alpha=LEFT_OUT)
     return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
 
 

@@ -96,9 +96,9 @@ def _launch(
     if not rows:
         return pushes, pulls
     shifts = part.shifts
-    offset, own_offset, log_count, kept = (
-        None if table is None else table.contiguous()
-        for table in (shifts.offset, shifts.own_offset, shifts.log_count, shifts.kept)
+    tables = (shifts.offset, shifts.own_offset, shifts.log_count, shifts.kept, shifts.kept_row)
+    offset, own_offset, log_count, kept, kept_row = (
+        None if table is None else table.contiguous() for table in tables
     )
     exponent, log_floor = shifts.compensation or (None, None)
     with torch.cuda.device_of(z):
@@ -109,7 +109,7 @@ def _launch(
             part.targets, part.targets.stride(0),
             part.weights, 0 if part.weights is None else part.weights.stride(0),
             offset, columns if offset is not None and offset.dim() == 2 else 0,
-            own_offset, log_count, kept,
+            own_offset, log_count, kept, kept_row,
             float(share), float(shifts.scale),
             None if exponent is None else float(exponent),
             None if log_floor is None else float(log_floor),
@@ -128,7 +128,7 @@ def _kernel(
     targets, target_stride,
     weights, weight_stride,
     offset, offset_row_stride,
-    own_offset, log_count, kept,
+    own_offset, log_count, kept, kept_row,
     share, scale, exponent, log_floor,
     rows, columns,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr,
@@ -150,7 +150,10 @@ def _kernel(
             at_offset = offset + row * offset_row_stride
         at_kept = kept
         if kept is not None:
-            at_kept = kept + row * columns
+            place = row
+            if kept_row is not None:
+                place = tl.load(kept_row + row, mask=exists, other=0)
+            at_kept = kept + place * columns
 
         own_scaled = scale * tl.load(z + own, mask=active, other=0).to(tl.float32)
         own_x = own_scaled

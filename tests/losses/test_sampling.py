@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lt_detectron2.losses.sampling import BackgroundRows, choose_regions
+from lt_detectron2.losses.sampling import DrawnRows, choose_regions
 from lt_detectron2.ops import one_pass
 
 
@@ -33,15 +33,15 @@ def test_no_region():
     assert chosen.shape == (0, 2)
 
 
-@pytest.mark.parametrize("targets", [[3, 0, 3, 1, 3], [0, 1], [3, 3], []])
-def test_each_background_region_has_its_row_and_the_foreground_ones(targets: list, host: str):
-    targets = torch.tensor(targets, dtype=torch.int64)
-    draws = torch.rand(len(targets), 4)
-    rows = BackgroundRows.of(targets, 3)
+@pytest.mark.parametrize("needs", [[True, False, True, False, True], [False] * 2, [True] * 2, []])
+def test_each_region_in_need_has_its_row_and_the_others_ones(needs: list[bool], host: str):
+    needs = torch.tensor(needs, dtype=torch.bool)
+    draws = torch.rand(len(needs), 4)
+    rows = DrawnRows.of(needs)
     drawn = draws.clone() if rows.drawn is None else draws[rows.drawn]
-    mask = rows.spare_foreground(drawn)
+    mask = rows.spare_others(drawn)
+    assert (rows.place is None) == (host == "not looking" or len(needs) == 0)
     if rows.place is not None:
-        assert len(mask) == 1 + (targets == 3).sum()
+        assert len(mask) == 1 + needs.sum()
         mask = mask[rows.place]
-    assert (rows.place is None) == (host == "not looking" or len(targets) == 0)
-    assert_close(mask, torch.where((targets == 3)[:, None], draws, 1.0))
+    assert_close(mask, torch.where(needs[:, None], draws, 1.0))

@@ -85,7 +85,8 @@ def shifted(logits: Tensor, targets: Tensor, shifts: LogitShifts) -> Tensor:
         own = log_scores.gather(1, targets[:, None]).clamp(min=shifts.compensation.log_floor)
         x = x + shifts.compensation.exponent * (log_scores - own).clamp(min=0)
     if shifts.kept is not None:
-        x = x.masked_fill(~shifts.kept.bool(), -torch.inf)
+        row = slice(None) if shifts.kept_row is None else shifts.kept_row
+        x = x.masked_fill(~shifts.kept[row].bool(), -torch.inf)
     return torch.where(one_hot(logits, targets).bool(), own_x, x)
 
 

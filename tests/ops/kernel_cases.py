@@ -70,6 +70,11 @@ def operations(rows: int, columns: int, device: str = "cpu") -> dict[str, Operat
         ),
         "softmax, seesaw": softmax(SoftmaxPart(own, some_rows > 0, shifts=seesaw)),
         "softmax, everything": softmax(SoftmaxPart(own, some_rows, shifts=everything)),
+        "softmax, rows of what is kept": softmax(
+            SoftmaxPart(
+                own, shifts=LogitShifts(kept=random(3, columns) > 0.3, kept_row=integers(3))
+            )
+        ),
         "softmax, two parts": softmax(
             # Strided like the columns of a matrix, as the labels and weights of groups are.
             SoftmaxPart(torch.stack([own, own], 1)[:, 1] % 2, None, 0, 2),
@@ -86,7 +91,7 @@ def operations(rows: int, columns: int, device: str = "cpu") -> dict[str, Operat
             offset=random(2, columns),
         ),  # fmt: skip
         "sigmoid, rows of a mask": sigmoid(
-            tables._replace(mask=random(3, columns), mask_row=integers(9)[:rows] % 3)
+            tables._replace(mask=random(3, columns), mask_row=integers(3))
         ),
         "focal": sigmoid(terms=FocalTerms(2.0)),
         "focal, each column": sigmoid(tables, terms=FocalTerms(4 * random(columns))),

@@ -87,6 +87,9 @@ CASES = {
     "softmax, a column left out": _shifts(
         offset=torch.where(_random(L) > 0.5, 0.0, -torch.inf), own_offset=torch.zeros(L)
     ),
+    "softmax, rows of what is kept": _shifts(
+        kept=_random(3, L) > 0.5, kept_row=torch.arange(R) * 5 % 3
+    ),
     "softmax, an offset of each row": _shifts(offset=_random(R, L), kept=_random(R, L) > 0.5),
     "softmax, seesaw": _shifts(log_count=3 * _random(L), compensation=Compensation(2.0, -2.0)),
     "softmax, two parts": _softmax(
