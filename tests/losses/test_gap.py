@@ -78,7 +78,7 @@ def test_docstring_documents_each_hyper_parameter():
     parameters = inspect.signature(GAPLoss).parameters.values()
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     assert len(names) == 9
-    assert not [name for name in names if f"        {name}: " not in GAPLoss.__doc__]
+    assert not [name for name in names if f"    {name}: " not in inspect.getdoc(GAPLoss)]
 
 
 @pytest.mark.parametrize(
