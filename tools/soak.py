@@ -7,7 +7,8 @@ Train and evaluate for hours and say whether memory, files or shared memory grow
 
 The smallest training runs, with workers and with an evaluation every few iterations, and is watched
 from outside through /proc. Printed are slopes in MiB an hour, of the best straight line through the
-samples after the warm-up, and what was left behind at the end. Samples go to a CSV.
+samples after the warm-up, and what was left behind at the end. Memory of workers is that of the
+training's own, sampled between evaluations. Samples go to a CSV.
 """
 
 from __future__ import annotations
@@ -117,10 +118,15 @@ def watch(command: Sequence[str], minutes: float, period: float) -> tuple[list[d
 def report(samples: Sequence[dict], warm_up: float) -> list[str]:
     """Lines about the samples after the warm-up, a share of the time."""
     kept = samples[int(len(samples) * warm_up) :]
-    seconds = [entry["seconds"] for entry in kept]
-    lines = [f"{len(kept)} samples of {(seconds[-1] - seconds[0]) / 60:.1f} minutes"]
+    minutes = (kept[-1]["seconds"] - kept[0]["seconds"]) / 60
+    lines = [f"{len(kept)} samples of {minutes:.1f} minutes"]
+    # Evaluations have workers of their own for a while; those of the training live as long as it.
+    fewest = min(entry["workers"] for entry in kept)
     for name in FIELDS[1:]:
-        values = [entry[name] for entry in kept]
+        alone = name == "workers_mib"
+        chosen = [entry for entry in kept if not alone or entry["workers"] == fewest]
+        seconds = [entry["seconds"] for entry in chosen]
+        values = [entry[name] for entry in chosen]
         unit = "MiB" if name.endswith("_mib") else ""
         lines.append(
             f"{name:<12} {min(values):8.1f} to {max(values):8.1f} {unit:<3} "

@@ -42,6 +42,17 @@ def test_slope_of_a_line():
     assert soak.slope([0, 1, 2], [5, 5, 5]) == 0
 
 
+def test_workers_of_evaluations_are_not_taken_for_growth():
+    """Memory of workers is compared between samples in which the same ones are there."""
+    entry = dict.fromkeys(soak.FIELDS, 1.0)
+    samples = [
+        entry | {"seconds": t, "workers": 4 if t % 3 else 2, "workers_mib": 900 if t % 3 else 400}
+        for t in range(30)
+    ]
+    (line,) = [line for line in soak.report(samples, 1 / 3) if line.startswith("workers_mib")]
+    assert line.split() == "workers_mib 400.0 to 400.0 MiB slope +0.00 MiB an hour".split()
+
+
 def test_soak_sees_what_grows_and_what_is_left_behind():
     """The watcher samples a program's memory and files, ends it, and finds no child left."""
     program = "import time; held = []\nwhile True: held.append(bytearray(10**6)); time.sleep(0.01)"
