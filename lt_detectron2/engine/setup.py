@@ -67,8 +67,8 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     if config_file:
         with about(config_file):
             _merge_file(cfg, config_file)
-    with about("command line"), _explaining(cfg):
-        cfg.merge_from_list(overrides or [])
+    with about("command line"):
+        _merge_overrides(cfg, overrides or [])
     prepare_own_data(cfg, _keys_set(config_file, overrides or []))
     cfg.freeze()
     return cfg
@@ -97,6 +97,19 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         with open(config_file, encoding="utf-8") as file:
             content = yaml.safe_load(file)
         raise ConfigError(f"{config_file}: {_explain_structure(cfg, content)}") from error
+
+
+def _merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    try:
+        with _explaining(cfg):
+            cfg.merge_from_list(list(overrides))
+    except (TypeError, AttributeError, IndexError) as error:  # a value is taken for a group
+        known = set(_all_keys(cfg))
+        key = next((key for key in overrides[::2] if key not in known), overrides[0])
+        raise ConfigError(
+            f"config key {key!r} does not exist, and part of it is no group of keys: compare it "
+            "with configs/"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -310,45 +310,40 @@ class Detections:
             yield entry
 
 
-KINDS = {
-    **{"image_ids": ("iu", 1), "category_ids": ("iu", 1), "scores": ("f", 1), "boxes": ("f", 2)},
-    **{"mask_lengths": ("iu", 1), "mask_sizes": ("iu", 2), "mask_counts": ("u", 1)},
+COLUMNS = {
+    "image_ids": (np.integer, ()),
+    "category_ids": (np.integer, ()),
+    "scores": (np.floating, ()),
+    "boxes": (np.floating, (4,)),
+    "mask_lengths": (np.integer, ()),
+    "mask_sizes": (np.integer, (2,)),
 }
-"""Types and dimensions of the arrays in a detections.npz; the last three are there together."""
+"""Types of the arrays in a detections.npz, and shapes of their rows; masks may be absent."""
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
     """Tell what is wrong with the arrays of a file, which may hold anything, in a UserError."""
     with_masks = any(name.startswith("mask_") for name in columns)
-    names = [name for name in KINDS if with_masks or not name.startswith("mask_")]
-    missing = [name for name in names if name not in columns]
+    names = [name for name in COLUMNS if with_masks or not name.startswith("mask_")]
+    missing = [n for n in (*names, *["mask_counts"] * with_masks) if n not in columns]
     if missing:
         raise UserError(f"it lacks {missing} and has {list(columns)}: {PASS_EVALUATED}")
     for name in names:
-        column, (kinds, num_dimensions) = columns[name], KINDS[name]
-        num_rows = len(columns["image_ids"]) if name != "mask_counts" and column.ndim else None
-        if column.dtype.kind not in kinds or column.ndim != num_dimensions:
-            raise UserError(
-                f"it has {name} of the type {column.dtype} and shape {column.shape}: "
-                f"{PASS_EVALUATED}"
-            )
-        if num_rows is not None and len(column) != num_rows:
-            raise UserError(
-                f"it has {len(column)} {name} of {num_rows} detections: {PASS_EVALUATED}"
-            )
-    if columns["boxes"].shape[1] != 4:
-        raise UserError(f"it has boxes of the shape {columns['boxes'].shape}: {PASS_EVALUATED}")
+        kind, shape = COLUMNS[name]
+        _check_column(name, columns[name], kind, (columns["image_ids"].size, *shape))
     if with_masks:
-        lengths = columns["mask_lengths"]
-        if (lengths < 0).any() or lengths.sum() != len(columns["mask_counts"]):
-            raise UserError(
-                f"it has mask_counts of {len(columns['mask_counts'])} bytes, and mask_lengths of "
-                f"others: {PASS_EVALUATED}"
-            )
-        if columns["mask_sizes"].shape[1] != 2 or columns["mask_counts"].dtype != np.uint8:
-            raise UserError(f"it has mask_sizes or mask_counts of another kind: {PASS_EVALUATED}")
+        lengths = columns["mask_lengths"].clip(min=0)  # which is another sum if one is below 0
+        _check_column("mask_counts", columns["mask_counts"], np.uint8, (int(lengths.sum()),))
     if "kept" in columns:
         _check_kept(columns["kept"])
+
+
+def _check_column(name: str, column: np.ndarray, kind: type, shape: tuple[int, ...]) -> None:
+    if not np.issubdtype(column.dtype, kind) or column.shape != shape:
+        raise UserError(
+            f"it has {name} of the type {column.dtype} and shape {column.shape}, expected "
+            f"{kind.__name__} and {shape}: {PASS_EVALUATED}"
+        )
 
 
 def _check_kept(column: np.ndarray) -> None:

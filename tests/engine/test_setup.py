@@ -52,6 +52,7 @@ def test_adding_the_config_twice_changes_nothing():
             "command line: .*SeesawLoss.P' expects a float, got a text: write one like 2.0",
         ),
         (["LONG_TAIL.LOSS.SeesawLoss.P", "1"], "write 2.0, not 2"),
+        (["SEED.A.B", "1"], "command line: config key 'SEED.A.B' does not exist, and part of it"),
         (["", "1"], "command line: expected a config key, got ''"),
         (["SOLVER.MAX_ITER", "9", "--resume"], "--resume stands behind config keys"),
         (["SOLVER.MAX_ITER", "9", "SEED"], "pairs of a config key and its value, got 3 words"),

@@ -68,6 +68,7 @@ def test_damaged_overrides(tmp_path, number):
     """Overrides with odd keys and values are taken, or one error says what is wrong."""
     keys = st.sampled_from(
         ["MODEL.ROI_HEADS.NUM_CLASSES", "MODEL", "SOLVER.STEPS", "LONG_TAIL.LOSS.NAME", "A.B", ""]
+        + ["SEED.A.B", "MODEL.WEIGHTS.X", "SOLVER.", ".", "LONG_TAIL.WRITERS.0"]
         + ["LONG_TAIL.LOSS.SeesawLoss.P", "DATASETS.TRAIN", "LONG_TAIL.EVAL.BOOTSTRAP", "_BASE_"]
     )
     values = st.one_of(
