@@ -213,7 +213,10 @@ def confusion_figure(
 ) -> Figure:
     """The matrix of all classes by frequency, and what the tail is taken for."""
     results = _categories_of(confusion, categories)
-    order = np.argsort([-row.train_images for row in results], kind="stable")
+    groups = ["", *GROUP_COLOURS]
+    ranks = [-groups.index(row.group) for row in results]
+    # Images alone would tear groups apart where they are not known.
+    order = np.lexsort(([-row.train_images for row in results], ranks))
     top = top_confusions(confusion, categories, count)
     figure, (left, right) = new_figure(
         11, max(4.6, 0.26 * len(top) + 1.6), ncols=2, width_ratios=(1, 1.15)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase, hooks
-from detectron2.evaluation import inference_context
 from matplotlib.figure import Figure
 
 from ..data.shared_records import parse_once
 from ..engine.class_means import annotated_image_mapper
 from ..engine.gradient_record import GradientRecord
 from ..engine.gradient_recorder import GradientRecorder
+from ..engine.modes import in_test_mode
+from ..engine.stop import StopRequested
 from ..errors import UserError
 from ..evaluation.evaluation_files import DETECTIONS_FILE
 from ..evaluation.ground_truth import GroundTruth
@@ -161,7 +162,7 @@ def score_ranks(of: EvaluatedTraining) -> Figure | None:
     if of.categories is None or not hasattr(heads, "box_stages"):
         return None
     mapper = annotated_image_mapper(of.cfg)
-    with keeping_random_state(), inference_context(of.model):
+    with keeping_random_state(), in_test_mode(of.model):
         torch.manual_seed(max(of.cfg.SEED, 0))
         batches = ([mapper(record)] for record in of.records.values())
         errors = class_errors(scores_of_regions(of.model, batches))
@@ -179,7 +180,8 @@ class FiguresOfEvaluations(HookBase):
     """
     Logs FIGURES after each evaluation of the training.
 
-    What cannot be drawn is left out, with a warning.
+    What cannot be drawn is left out, with a warning; and so is what is not yet drawn when the
+    training is asked to stop.
     """
 
     def __init__(self) -> None:
@@ -196,12 +198,24 @@ class FiguresOfEvaluations(HookBase):
 
     def _draw(self) -> None:
         evaluated = EvaluatedTraining(self.trainer, self._records)
-        for name, make in FIGURES.items():
-            try:
-                figure = make(evaluated)
-                if figure is not None:
-                    self.trainer.storage.put_image(f"evaluation/{name}", to_pixels(figure))
-            except Exception:  # a picture must not cost a training
-                logger.warning("The figure %s could not be drawn", name, exc_info=True)
-                close_all()
+        try:
+            with self.trainer.stop.at_once():
+                for name, make in FIGURES.items():
+                    self._draw_figure(name, make, evaluated)
+        except StopRequested:  # saves nothing here: all processes do that together, after a step
+            close_all()
         self._records = vars(evaluated).get("records")
+
+    def _draw_figure(
+        self,
+        name: str,
+        make: Callable[[EvaluatedTraining], Figure | None],
+        evaluated: EvaluatedTraining,
+    ) -> None:
+        try:
+            figure = make(evaluated)
+            if figure is not None:
+                self.trainer.storage.put_image(f"evaluation/{name}", to_pixels(figure))
+        except Exception:  # a picture must not cost a training
+            logger.warning("The figure %s could not be drawn", name, exc_info=True)
+            close_all()

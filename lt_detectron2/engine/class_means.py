@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..files import replacing
 from ..modeling.box_predictor import BoxPredictions
 from ..progress import track
+from .modes import in_test_mode
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +75,13 @@ def gather_class_means(cfg: CfgNode, model: nn.Module) -> Means:
     stages = model.roi_heads.box_stages
     method = stages[0][1].calibration
     gathered = [ClassMeans(model.roi_heads.num_classes) for _ in stages]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), EventStorage():
+    with in_test_mode(model), torch.no_grad(), EventStorage():
         for batch in _with_progress(training_images(cfg), "class means"):
             for stage, (predictions, classes) in enumerate(
                 labelled_regions(model, batch, method.source)
             ):
                 outputs = stages[stage][1].region_outputs(predictions)
                 gathered[stage].update(method.region_features(outputs), classes)
-    model.train(was_training)
     return [tuple(tensor.cpu() for tensor in means.reduce()) for means in gathered]
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from ..modeling.loce import LOCEROIHeads
 from ..progress import track
 from .class_means import training_images
+from .modes import in_test_mode
 
 
 def fill_feature_memory(cfg: CfgNode, model: nn.Module) -> None:
@@ -24,9 +25,7 @@ def fill_feature_memory(cfg: CfgNode, model: nn.Module) -> None:
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, LOCEROIHeads):
         return
-    is_training = model.training
-    model.eval()
     quiet = not comm.is_main_process()
     images = track(training_images(cfg), "feature memory", quiet=quiet)
-    heads.fill_memory(model, images)
-    model.train(is_training)
+    with in_test_mode(model):
+        heads.fill_memory(model, images)

@@ -34,9 +34,7 @@ class DrawnRows(NamedTuple):
         if not one_pass.looking_is_free(needs) or len(needs) == 0:
             return cls(needs, None, None)
         index = needs.nonzero()[:, 0]
-        place = torch.zeros(len(needs), dtype=torch.int64)
-        place[index] = torch.arange(1, 1 + len(index))
-        return cls(needs, torch.cat([index.new_zeros(1), index]), place)
+        return cls(needs, torch.cat([index.new_zeros(1), index]), needs.cumsum(dim=0).mul_(needs))
 
     def spare_others(self, keeps: Tensor) -> Tensor:
         """Set what holds for the other regions to 1. Args: keeps: 0 or 1, of the drawn rows."""

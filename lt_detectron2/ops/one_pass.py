@@ -79,10 +79,11 @@ def exp_of(x: Tensor, factor: float = 1.0) -> Tensor:
 def row_blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows that fit into the cache together; a single one where that is no matter."""
     rows, columns = logits.shape
-    step = max(rows, 1)
-    if looking_is_free(logits):
-        block = min(CPU_BLOCK, max(SMALL_CPU_BLOCK, logits.numel() // 8))
-        step = max(1, block // max(columns, 1))
+    if not looking_is_free(logits):
+        yield slice(0, rows)  # not by the loop below, which is compiled anew for each R
+        return
+    block = min(CPU_BLOCK, max(SMALL_CPU_BLOCK, logits.numel() // 8))
+    step = max(1, block // max(columns, 1))
     for first in range(0, max(rows, 1), step):
         yield slice(first, min(first + step, rows))
 

@@ -1,6 +1,7 @@
 """What detectors take objects for: counts against a loop, a table by hand, a figure, its CSV."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from PIL import Image
 from lt_detectron2.analysis.confusion import (
     confuse,
     confuse_in_parts,
+    confusion_figure,
     confusion_of_run,
     draw,
     markdown_table,
     top_confusions,
 )
 from lt_detectron2.analysis.results import CategoryResult
+from lt_detectron2.analysis.style import to_pixels
 from lt_detectron2.errors import UserError
 from lt_detectron2.evaluation import Detections, GroundTruth
 
@@ -69,6 +72,16 @@ def test_counts_by_hand():
     assert confuse(ground_truth, found, 0.3).counts.tolist()[1] == [1, 0, 0, 0]
     nothing = confuse(ground_truth, detections_of([]))
     assert nothing.counts[:, -1].tolist() == [1, 1, 2]
+
+
+def test_groups_stand_together_without_counts_of_a_training_set():
+    confusion = confuse(ground_truth_of([(1, 9, [0, 0, 9, 9])]), detections_of([]))
+    groups = dict(zip(CATEGORIES, ("rare", "frequent", "rare")))
+    categories = {id: replace(CATEGORIES[id], group=g, train_images=0) for id, g in groups.items()}
+    figure = confusion_figure(confusion, categories)
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["frequent", "rare", "missed"]
+    to_pixels(figure)
 
 
 def test_crowds_are_not_counted():

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from lt_detectron2.analysis import training_figures
 from lt_detectron2.analysis.confusion import confusion_of_run
 from lt_detectron2.analysis.predictions import num_right
 from lt_detectron2.analysis.training_figures import FIGURES, EvaluatedTraining, log_figures
+from lt_detectron2.engine.stop import StopRequest
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.engine.writers import build_writers
+from lt_detectron2.errors import DatasetError
 from lt_detectron2.evaluation.coco import LongTailCOCOEvaluator
 from tests.engine.small_set import register, unregister
 from tests.evaluation.evaluator_cases import model_outputs, run
@@ -49,7 +53,7 @@ def trainer(tmp_path):
     trainer = TrainerBase()
     trainer.cfg, trainer.statistics = cfg, STATISTICS
     trainer.model, trainer.run_step = small_detector(cfg), lambda: None
-    trainer.evaluate = evaluate
+    trainer.evaluate, trainer.stop = evaluate, StopRequest()
     writing = hooks.PeriodicWriter(build_writers(cfg, 7), 20)
     trainer.register_hooks([hooks.EvalHook(3, evaluate), writing])
     return trainer
@@ -98,6 +102,33 @@ def test_a_failure_costs_no_training_and_no_other_figure(trainer, tmp_path, monk
     trainer.train(0, 7)
     assert trainer.iter == 7 and set(images(tmp_path)) == ALL - {"confusion"}
     assert "The figure confusion could not be drawn" in caplog.text
+
+
+def test_a_model_that_fails_to_score_trains_on(trainer, evaluated, monkeypatch):
+    def fail(record):
+        raise DatasetError("image cannot be read")
+
+    monkeypatch.setattr(training_figures, "annotated_image_mapper", lambda cfg: fail)
+    trainer.model.train()
+    with pytest.raises(DatasetError):
+        FIGURES["score_ranks"](evaluated)
+    assert trainer.model.training
+
+
+def test_figures_do_not_delay_the_end(trainer, tmp_path, monkeypatch):
+    """A request to stop ends the drawing; the training answers it after its next step."""
+
+    def interrupted(of):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the drawing went on")
+
+    monkeypatch.setitem(FIGURES, "confusion", interrupted)
+    log_figures(trainer)
+    with trainer.stop.listening():
+        trainer.train(0, 7)
+    assert trainer.iter == 7 and trainer.stop.agreed() == signal.SIGTERM
+    steps = {tag: [image.step for image in of_tag] for tag, of_tag in images(tmp_path).items()}
+    assert steps == {"weight_norms": [2]}  # the first time it comes to the confusion
 
 
 def test_the_training_does_not_notice(trainer, evaluated):

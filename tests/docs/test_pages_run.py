@@ -141,10 +141,6 @@ def smoke(tmp_path_factory):
     return workspace
 
 
-NAMES_OF_RUNS = ("softmax", "eqlv2_rfs")
-TRAINING = ["python", "train_net.py"]
-
-
 def keep_images(path, count):
     """The first ones of an annotation file."""
     content = json.loads(path.read_text(encoding="utf-8"))

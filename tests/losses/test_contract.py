@@ -377,9 +377,12 @@ def test_training_never_waits_for_the_device(make: Make, monkeypatch: pytest.Mon
             loss.region_losses(logits, targets, reduction="mean").backward()
 
 
-@pytest.mark.skipif(
+needs_new_compiler = pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="torch.compile of old versions knows less of Python"
 )
+
+
+@needs_new_compiler
 @each_loss
 def test_compiles_without_a_graph_break(loss_class: LossClass):
     loss, compiled = (build(loss_class, draw=_halves, replay=False) for _ in range(2))
@@ -389,6 +392,18 @@ def test_compiles_without_a_graph_break(loss_class: LossClass):
     expected = value_and_gradient(loss, logits, targets)
     assert_close(value_and_gradient(compiled, logits, targets), expected)
     assert_close(state_of(compiled), state_of(loss))
+
+
+@needs_new_compiler
+@pytest.mark.parametrize("loss_class", [losses.EqualizationLoss, losses.SoftmaxEqualizationLoss])
+def test_compiles_twice_for_any_number_of_regions(loss_class: LossClass):
+    """Once for the first number, and once for all others; a loss of each family."""
+    loss, graphs = build(loss_class, draw=_halves, replay=False), []
+    torch._dynamo.reset()
+    loss.compile(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for num_regions in (24, 17, 31, 40):
+        loss(torch.randn(num_regions, loss.num_logits), torch.zeros(num_regions, dtype=torch.int64))
+    assert len(graphs) == 2
 
 
 @each_loss
