@@ -10,7 +10,7 @@ from pathlib import Path
 from ..evaluation.bootstrap import Interval
 from ..evaluation.report import format_number, text_table
 from ..statistics import GROUP_NAMES
-from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save, tidy
+from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save, tidy, verbatim
 
 MAX_BARS = 40
 
@@ -80,7 +80,8 @@ def draw(classes: Sequence[ClassDifference], labels: tuple[str, str], path: str 
         colour = GROUP_COLOURS.get(group, BASELINE_COLOUR)
         axes.errorbar(values, rows, xerr=spread, fmt="o", color=colour, label=group or None)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_yticks(range(len(shown)), [f"{c.name} ({c.train_images})" for c in shown], fontsize=8)
+    names = [verbatim(f"{c.name} ({c.train_images})") for c in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"AP of {labels[1]} minus AP of {labels[0]}, 95 % interval over images")
     axes.set_ylabel("class (training images)")

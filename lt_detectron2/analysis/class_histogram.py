@@ -21,7 +21,7 @@ from ..statistics import GROUP_NAMES, MAX_COMMON_IMAGES, MAX_RARE_IMAGES, ClassS
 from .class_summary import imbalance_factor
 from .classes import SOURCE_HELP, by_frequency, class_columns, read_counts
 from .program import draw_and_exit, figure_parser
-from .style import GROUP_COLOURS, new_figure, save, tidy
+from .style import GROUP_COLOURS, new_figure, save, tidy, verbatim
 
 MAX_NAMES = 30
 """Classes up to which the name of each is written below its bar."""
@@ -62,7 +62,7 @@ def _draw_panel(axes: Axes, statistics: ClassStatistics) -> None:
     for edge in (MAX_RARE_IMAGES, MAX_COMMON_IMAGES):
         axes.axhline(edge, color="black", linewidth=0.6, linestyle=":")
     if statistics.class_names and len(order) <= MAX_NAMES:
-        names = [statistics.class_names[c] for c in order.tolist()]
+        names = [verbatim(statistics.class_names[c]) for c in order.tolist()]
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     else:
         axes.set_xlabel("class, by frequency")

@@ -24,7 +24,7 @@ from ..evaluation.annotations import positions_in
 from .boxes import pairwise_iou
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
 from .results import CategoryResult, read_categories, read_detections, read_ground_truth
-from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save
+from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save, verbatim
 
 IOU_THRESHOLD = 0.5
 TAIL_GROUPS = ("rare", "common")
@@ -264,13 +264,13 @@ def _draw_tail(axes: Axes, rows: Sequence[TopConfusion]) -> None:
         for share, colour, name in [*parts, (row.missed, MISSED_COLOUR, "")]:
             style = {"height": 0.82, "color": colour, "edgecolor": "white", "linewidth": 0.8}
             axes.barh(position, share, left=left, **style)
-            text = f"{_spaced(name)} {100 * share:.0f} %"
+            text = f"{_label(name)} {100 * share:.0f} %"
             if name and share > 0.014 * len(text) + 0.02:  # else it does not fit
                 label = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "white"}
                 axes.text(left + share / 2, position, text, **label)
             left += share
     axes.set_yticks(
-        range(len(rows)), [_spaced(_titled(row.category)) for row in rows], fontsize=7.5
+        range(len(rows)), [_label(_titled(row.category)) for row in rows], fontsize=7.5
     )
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1)
@@ -320,8 +320,8 @@ def _titled(category: CategoryResult) -> str:
     return category.name + (f" [{category.group[0]}]" if category.group else "")
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+def _label(name: str) -> str:
+    return verbatim(name.replace("_", " "))
 
 
 def main() -> None:

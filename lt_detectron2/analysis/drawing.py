@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from .boxes import pairwise_iou
-from .style import DOTS_PER_INCH, GROUP_COLOURS
+from .style import DOTS_PER_INCH, GROUP_COLOURS, verbatim
 
 FONT_SIZE = 5.5
 LINE_SHARE = 0.25
@@ -86,7 +86,7 @@ def draw_objects(
         label = axes.text(
             place[0] + place[2] / 2,
             place[1] + place[3] / 2,
-            thing.label,
+            verbatim(thing.label),
             fontsize=font_size,
             ha="center",
             va="center",

@@ -61,6 +61,11 @@ def mark_groups(axes: Axes, groups: Sequence[str]) -> None:
     axes.set_xlim(-0.5 - 0.01 * len(groups), len(groups) - 0.5 + 0.01 * len(groups))
 
 
+def verbatim(text: str) -> str:
+    """What shows as this text: matplotlib takes what is between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
 def to_pixels(figure: Figure) -> np.ndarray:
     """(3, height, width) uint8 picture of a figure, as TensorBoard takes it; closes it."""
     figure.canvas.draw()

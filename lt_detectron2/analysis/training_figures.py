@@ -69,10 +69,22 @@ def log_figures(trainer: LongTailTrainer) -> None:
 def draw_gradients(record: GradientRecord, statistics: ClassStatistics) -> Mapping[str, np.ndarray]:
     """Pictures (3, height, width) by name of the figures gradient_ratio and negative_share."""
     runs = [RecordedRun(LABEL, record, statistics)]
-    return {
-        "ratio": to_pixels(ratio_figure(runs)),
-        "negative_share": to_pixels(share_figure(runs)),
+    pictures = {
+        "ratio": _picture("ratio", ratio_figure, runs),
+        "negative_share": _picture("negative_share", share_figure, runs),
     }
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def _picture(name: str, make: Callable[[Any], Figure | None], of: Any) -> np.ndarray | None:
+    """A figure's pixels; None where there is nothing to draw, or with a warning where it fails."""
+    try:
+        figure = make(of)
+        return None if figure is None else to_pixels(figure)
+    except Exception:  # a picture must not cost a training
+        logger.warning("The figure %s could not be drawn", name, exc_info=True)
+        close_all()
+        return None
 
 
 class EvaluatedTraining:
@@ -201,21 +213,9 @@ class FiguresOfEvaluations(HookBase):
         try:
             with self.trainer.stop.at_once():
                 for name, make in FIGURES.items():
-                    self._draw_figure(name, make, evaluated)
+                    picture = _picture(name, make, evaluated)
+                    if picture is not None:
+                        self.trainer.storage.put_image(f"evaluation/{name}", picture)
         except StopRequested:  # saves nothing here: all processes do that together, after a step
             close_all()
         self._records = vars(evaluated).get("records")
-
-    def _draw_figure(
-        self,
-        name: str,
-        make: Callable[[EvaluatedTraining], Figure | None],
-        evaluated: EvaluatedTraining,
-    ) -> None:
-        try:
-            figure = make(evaluated)
-            if figure is not None:
-                self.trainer.storage.put_image(f"evaluation/{name}", to_pixels(figure))
-        except Exception:  # a picture must not cost a training
-            logger.warning("The figure %s could not be drawn", name, exc_info=True)
-            close_all()

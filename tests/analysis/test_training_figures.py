@@ -16,7 +16,9 @@ from detectron2.engine import TrainerBase, hooks
 from lt_detectron2.analysis import training_figures
 from lt_detectron2.analysis.confusion import confusion_of_run
 from lt_detectron2.analysis.predictions import num_right
+from lt_detectron2.analysis.style import new_figure
 from lt_detectron2.analysis.training_figures import FIGURES, EvaluatedTraining, log_figures
+from lt_detectron2.engine.gradient_record import GradientRecord
 from lt_detectron2.engine.stop import StopRequest
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.engine.writers import build_writers
@@ -102,6 +104,17 @@ def test_a_failure_costs_no_training_and_no_other_figure(trainer, tmp_path, monk
     trainer.train(0, 7)
     assert trainer.iter == 7 and set(images(tmp_path)) == ALL - {"confusion"}
     assert "The figure confusion could not be drawn" in caplog.text
+
+
+def test_a_figure_of_gradients_that_fails_is_left_out(monkeypatch, caplog):
+    def fail(runs):
+        raise ValueError("nothing to draw")
+
+    monkeypatch.setattr(training_figures, "ratio_figure", fail)
+    monkeypatch.setattr(training_figures, "share_figure", lambda runs: new_figure(1, 1)[0])
+    pictures = training_figures.draw_gradients(GradientRecord.empty(1, NUM_CLASSES), STATISTICS)
+    assert set(pictures) == {"negative_share"}
+    assert "The figure ratio could not be drawn" in caplog.text
 
 
 def test_a_model_that_fails_to_score_trains_on(trainer, evaluated, monkeypatch):
