@@ -269,9 +269,7 @@ def _draw_tail(axes: Axes, rows: Sequence[TopConfusion]) -> None:
                 label = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "white"}
                 axes.text(left + share / 2, position, text, **label)
             left += share
-    axes.set_yticks(
-        range(len(rows)), [_label(_titled(row.category)) for row in rows], fontsize=7.5
-    )
+    axes.set_yticks(range(len(rows)), [_label(_titled(row.category)) for row in rows], fontsize=7.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
