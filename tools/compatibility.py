@@ -53,6 +53,7 @@ class Cell:
         rest: what is installed then. "pinned": what `make test` does, which keeps a torch that is
             there. "lowest": the rest of setup.py in its lowest versions, and Detectron2.
             "nothing": no more than pytest.
+        extras: what is installed at the end, without the packages that it asks for.
         tests: files and folders.
         detectron2_main: a source tree of Detectron2 main takes the place of the wheel.
     """
@@ -60,6 +61,7 @@ class Cell:
     python: str = ""
     packages: tuple[str, ...] = ()
     rest: str = "pinned"
+    extras: tuple[str, ...] = ()
     tests: tuple[str, ...] = ("tests",)
     detectron2_main: bool = False
 
@@ -71,7 +73,7 @@ class Cell:
             "lowest": "lowest versions of setup.py",
             "nothing": "no other package, tests of the losses",
         }[self.rest]
-        return ", ".join(filter(None, (packages, rest)))
+        return ", ".join(filter(None, (packages, rest, *self.extras)))
 
 
 CELLS = {
@@ -81,7 +83,7 @@ CELLS = {
     "oldest-everything": Cell("3.10", rest="lowest"),
     "torch-2.4": Cell(packages=("torch==2.4.1", "torchvision==0.19.1")),
     **{f"python-{version}": Cell(version) for version in ("3.10", "3.11", "3.12", "3.13")},
-    "detectron2-main": Cell(detectron2_main=True),
+    "detectron2-main": Cell(extras=("timm",), detectron2_main=True),  # of its Swin Transformer
 }
 
 
@@ -127,14 +129,6 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def environment_name(name: str, cell: Cell) -> str:
-    """Folder of a cell's environment; Detectron2 main stands in front of that of its Python."""
-    if not cell.detectron2_main:
-        return name
-    version = cell.python or "{}.{}".format(*sys.version_info[:2])
-    return f"python-{version}"
-
-
 def lowest_versions() -> list[str]:
     """The requirements of setup.py as pip's, each at the release it names as the first."""
     text = (ROOT / "setup.py").read_text("utf-8")
@@ -143,7 +137,7 @@ def lowest_versions() -> list[str]:
 
 def prepare(name: str, cell: Cell, python: str) -> Path:
     """The interpreter of a cell's environment, made if need be."""
-    venv = FOLDER / environment_name(name, cell)
+    venv = FOLDER / name
     venv_python = venv / "bin" / "python"
     pip = [str(venv_python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ready = venv / ".ready"
@@ -162,6 +156,8 @@ def prepare(name: str, cell: Cell, python: str) -> Path:
             run([*pip, *cell.packages])
     if cell.rest == "pinned":
         run(["make", "environment", f"VENV={venv}", f"PYTHON={python}"])
+    if cell.extras:
+        run([*pip, "--no-deps", *cell.extras])
     ready.touch()
     return venv_python
 
@@ -311,7 +307,7 @@ def main() -> int:
         if options.table:
             reliability.write_notes(with_row(reliability.NOTES.read_text("utf-8"), outcome))
         if options.discard:
-            shutil.rmtree(FOLDER / environment_name(name, cell))
+            shutil.rmtree(FOLDER / name)
     width = max(map(len, results))
     print("\n".join(f"{name:<{width}}  {result}" for name, result in results.items()))
     return int(failed)
