@@ -64,10 +64,10 @@ class CheckedMapper:
             try:
                 self.mapper({**copy.deepcopy(record), "annotations": [annotation]})
             except Exception as own:
+                box, segmentation = map(shown, map(annotation.get, ("bbox", "segmentation")))
                 return (
-                    f"has an annotation, number {number}, with the box {shown(annotation['bbox'])} "
-                    f"and the segmentation {shown(annotation.get('segmentation'))}, that cannot be "
-                    f"used ({reason(own)}): mend or remove it"
+                    f"has an annotation, number {number}, with the box {box} and the segmentation "
+                    f"{segmentation}, that cannot be used ({reason(own)}): mend or remove it"
                 )
         return f"has annotations that cannot be used ({reason(error)}): mend or remove them"
 

@@ -142,6 +142,16 @@ def test_odd_annotations_of_a_good_image(tmp_path, number):
     explore(check, number, boxes, polygons)
 
 
+def test_annotation_without_a_box_is_named(tmp_path):
+    """As a loader of one's own may make it."""
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(picture()))
+    train = CheckedMapper(DatasetMapper(is_train=True, augmentations=[], image_format="RGB"))
+    annotation = {"bbox_mode": 1, "category_id": 0}
+    with pytest.raises(DatasetError, match="image 7 .* number 0, with the box None .*: mend or"):
+        train({**RECORD, "file_name": str(path), "annotations": [annotation]})
+
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TRAIN = """
