@@ -29,6 +29,7 @@ METHODS = {
     "sigmoid": "sigmoid",
     "cb": "class-balanced softmax",
     "balanced_softmax": "balanced softmax",
+    "balanced_sigmoid": "balanced sigmoid",
     "ldam": "LDAM",
     "focal": "focal",
     "efl": "EFL",
@@ -188,7 +189,10 @@ How to read it: the sets are small, so differences of 2 AP between two rows of t
 and APr rests on 17 classes. The schedule is short; the order of methods at convergence, and on
 photographs, may be another. Where it is not what the papers say, [choosing.md](choosing.md) says
 so; [papers.md](papers.md) has what they report. An iteration takes as long with one loss as with
-another, within a few percent: [performance.md](performance.md) measures them side by side.
+another, within a few percent: [performance.md](performance.md) measures them side by side. Losses
+that draw (DropLoss, GOL, FBS-AEGL, softmax EQL) have drawn for fewer regions since commit 26a469e:
+with the same probabilities, but other numbers for the same seed. `EquilibriumLoss` is LOCE's, of a
+second stage, and on [the page of those](results_second_stages.md).
 
 ## Every seed
 

@@ -28,6 +28,9 @@ from .box_predictor import OBJECT_IDS
 from .components import build
 from .roi_heads import LongTailROIHeads
 
+MIN_SCORE = 1e-12
+"""A class that never scores is drawn most often, and not with an infinite weight."""
+
 
 @dataclass(frozen=True)
 class RememberedRegions:
@@ -131,10 +134,10 @@ class FeatureMemory(nn.Module):
         Classes that have no features are never drawn; without any class, nothing is.
 
         Args:
-            mean_scores: (K,), above 0.
+            mean_scores: (K,)
         """
         self._holds_any = self._holds_any or bool(self.seen.any())
-        weights = torch.where(self.seen > 0, 1 / mean_scores.double(), 0.0)
+        weights = torch.where(self.seen > 0, 1 / mean_scores.double().clamp(min=MIN_SCORE), 0.0)
         if not self._holds_any:
             none = self.seen.new_zeros(0)
             return self._at(none, none)

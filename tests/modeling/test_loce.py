@@ -71,6 +71,13 @@ def test_drawing_never_waits_for_the_device():
         memory.draw(scores)
 
 
+def test_a_class_that_never_scores_is_drawn():
+    memory = FeatureMemory(4, 2)
+    memory.add(regions([0, 3]))
+    drawn = memory.draw(torch.tensor([0.5, 0.5, 0.5, 0.0]))
+    assert (drawn.classes == 3).all()
+
+
 def test_nothing_is_drawn_from_an_empty_memory():
     drawn = FeatureMemory(4, 2).draw(torch.full((4,), 0.01))
     assert drawn.features.shape == (0, 2) and drawn.classes.dtype == torch.int64
