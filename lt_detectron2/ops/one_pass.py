@@ -88,6 +88,12 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
+def rows_of(table: Tensor, row: Tensor) -> Tensor:
+    """(B, L) rows of a table, one for each region; the caller may overwrite them."""
+    rows = table.new_empty(len(row), table.shape[1])
+    return torch.index_select(table, 0, row, out=rows)  # without out thrice as slow on the CPU
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError for an unknown name."""
     if reduction not in REDUCTIONS:

@@ -25,6 +25,7 @@ from .one_pass import (
     check_reduction,
     exp_of,
     row_blocks,
+    rows_of,
     wants_gradient,
 )
 
@@ -210,19 +211,19 @@ def _value_and_gradient(
     for block in row_blocks(logits):
         x, block_kind, at_own = logits[block], kind[block], (1, own[block])
         if offset is not None:
-            x = _rows_of(offset, block_kind).add_(x, alpha=scale)
+            x = rows_of(offset, block_kind).add_(x, alpha=scale)
         elif scale != 1:
             x = scale * x
         part = gradient[block] if needs_gradient else None
         score, value, slope = terms.negative(x, out=part)
-        weight = _rows_of(negative, block_kind)
+        weight = rows_of(negative, block_kind)
         if min_score is not None:
             # As numbers: operations on bool are several times slower on the CPU.
-            least = _rows_of(min_score, block_kind)
+            least = rows_of(min_score, block_kind)
             weight *= torch.ge(score, least, out=least)
         if weights.mask is not None:
             mask, place = weights.mask, weights.mask_row
-            weight *= mask[block] if place is None else _rows_of(mask, place[block])
+            weight *= mask[block] if place is None else rows_of(mask, place[block])
         value.scatter_(*at_own, value.gather(*at_own).masked_fill_(has_own[block], 0))
         if tables_only:
             both = negative @ value.t()  # (2, B); the other way round takes longer on the CPU
@@ -247,9 +248,3 @@ def _value_and_gradient(
 def _table(table: Tensor, dtype: torch.dtype) -> Tensor:
     """(L,) or (2, L) -> (2, L)."""
     return table.to(dtype).expand(2, -1)
-
-
-def _rows_of(table: Tensor, row: Tensor) -> Tensor:
-    """(B, L) rows of a table, one for each region; the caller may overwrite them."""
-    rows = table.new_empty(len(row), table.shape[1])
-    return torch.index_select(table, 0, row, out=rows)  # without out thrice as slow on the CPU

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from . import one_pass
 from .implementations import uses_triton
-from .one_pass import OnePass, attach_gradient, check_reduction, row_blocks, wants_gradient
+from .one_pass import (
+    OnePass,
+    attach_gradient,
+    check_reduction,
+    row_blocks,
+    rows_of,
+    wants_gradient,
+)
 
 LEAST_SCORE = 1e-30
 """Down to here a score has all its digits, and so has its logarithm."""
@@ -205,7 +212,7 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
     if shifts.kept is not None:
         # Not -inf, which would have to be filled in by a mask of bool, slow on the CPU.
         kept = shifts.kept
-        kept = kept[block] if shifts.kept_row is None else kept[shifts.kept_row[block]]
+        kept = kept[block] if shifts.kept_row is None else rows_of(kept, shifts.kept_row[block])
         x = torch.add(x, kept.to(z.dtype) - 1, alpha=LEFT_OUT)
     return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
 
