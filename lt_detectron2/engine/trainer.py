@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,16 +150,27 @@ class LongTailTrainer(DefaultTrainer):
         Raises:
             StopRequested: the training was asked to stop, which an evaluation does not delay.
         """
+        with self.ending_at_once():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    @contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """
+        Inside, a request to stop ends what is long and changes nothing. A collective.
+
+        Raises:
+            StopRequested: there was one; the last step is in a checkpoint.
+        """
         states = gather_process_states(self._model)
         try:
             with self.stop.at_once():
-                self._last_eval_results = self.test(self.cfg, self.model)
+                yield
         except StopRequested:
-            # Not self.save: other processes may be somewhere else in the evaluation.
+            # Not self.save: other processes may be somewhere else in what was ended.
             if self.iter < self.max_iter and self.iter != self._saved_iteration:
                 self._save(f"model_{self.iter:07d}", states)
             raise
-        return self._last_eval_results
 
     def run_step(self) -> None:
         """

@@ -38,7 +38,8 @@ class ValidationLoss(HookBase):
 
     Images come as for testing, without augmentation; regions are sampled as in training, with the
     same random numbers at each measurement. Nothing of the training changes by it: neither its
-    random numbers, nor the state of losses and normalisation layers, nor what it logs.
+    random numbers, nor the state of losses and normalisation layers, nor what it logs. Asked to
+    stop, a training does not measure to the end.
 
     Args:
         cfg: names the sets, and the period ``LONG_TAIL.VALIDATION_LOSS_PERIOD``.
@@ -53,7 +54,8 @@ class ValidationLoss(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
-            losses = validation_losses(self._cfg, self._model)
+            with self.trainer.ending_at_once():
+                losses = validation_losses(self._cfg, self._model)
             total = {"total_loss": sum(losses.values())}
             self.trainer.storage.put_scalars(
                 **{PREFIX + name: value for name, value in (losses | total).items()},

@@ -13,10 +13,11 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from lt_detectron2.data.build import sampler_classes
+from lt_detectron2.engine import validation_loss
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.engine.trainer import LongTailTrainer
 from tests.engine.toy_jobs import launch_pair, start
-from tests.engine.toy_training import Interruption, config, train
+from tests.engine.toy_training import DATASET, Interruption, config, train
 from tests.losses.factory import build, loss_classes
 
 LOSSES = [loss_class.__name__ for loss_class in loss_classes()]
@@ -306,21 +307,28 @@ def test_second_interrupt_ends_at_once(tmp_path, data):
     assert_same(contents(tmp_path / "stopped"), contents(tmp_path / "whole"))
 
 
-def test_evaluation_does_not_delay_the_end(tmp_path, data, monkeypatch):
-    """SIGTERM during an evaluation ends it, with a checkpoint of the step before."""
-    evaluate = LongTailTrainer.test
-    every = ("TEST.EVAL_PERIOD", "4")
-    train(config(tmp_path / "whole", data, *every))
+@pytest.mark.parametrize(
+    "period, owner, name",
+    [
+        ("TEST.EVAL_PERIOD", LongTailTrainer, "test"),
+        ("LONG_TAIL.VALIDATION_LOSS_PERIOD", validation_loss, "_annotated_images"),
+    ],
+)
+def test_evaluation_does_not_delay_the_end(tmp_path, data, monkeypatch, period, owner, name):
+    """SIGTERM during an evaluation, or a validation loss, ends it with a checkpoint of the step."""
+    overrides = ("DATASETS.TEST", f"('{DATASET}',)", period, "4")
+    monkeypatch.setattr(LongTailTrainer, "test", lambda *args: {})
+    train(config(tmp_path / "whole", data, *overrides))
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the evaluation went on")
+        raise AssertionError("it went on")
 
-    monkeypatch.setattr(LongTailTrainer, "test", interrupted)
-    cfg = config(tmp_path / "stopped", data, *every)
-    with pytest.raises(StopRequested):
-        train(cfg)
+    cfg = config(tmp_path / "stopped", data, *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(StopRequested):
+            train(cfg)
     assert [file.name for file in (tmp_path / "stopped").glob("*.pth")] == ["model_0000003.pth"]
-    monkeypatch.setattr(LongTailTrainer, "test", evaluate)
     assert train(cfg, resume=True).start_iter == 4
     assert_same(contents(tmp_path / "stopped"), contents(tmp_path / "whole"))
