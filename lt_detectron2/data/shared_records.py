@@ -15,9 +15,9 @@ import gc
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import detectron2
@@ -191,7 +191,7 @@ def _places(name: str, identity: dict[str, Any]) -> Iterator[Path]:
 
 def _private_folder() -> Path | None:
     """A folder for temporary files in which nobody else can put anything."""
-    path = Path(tempfile.gettempdir()) / f"lt_detectron2_{os.getuid()}"
+    path = Path(gettempdir()) / f"lt_detectron2_{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()

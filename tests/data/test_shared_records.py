@@ -32,7 +32,7 @@ NAMES = ("shared_records_first", "shared_records_second")
 def places(tmp_path, monkeypatch):
     """Small files are kept too; folders of the test's own take them."""
     monkeypatch.setattr(shared_records, "WORTH_KEEPING", 0)
-    monkeypatch.setattr(shared_records.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(shared_records, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.delenv(shared_records.FOLDER_VARIABLE, raising=False)
     (tmp_path / "temporary").mkdir()
     for name, num_images in zip(NAMES, (8, 5)):
