@@ -37,8 +37,9 @@ help:
 demo: $(READY)
 	$(VENV_PYTHON) -m lt_detectron2.analysis.demo
 
+# On all cores, up to as many as memory bears: a process of tests takes 1.5 GB.
 test: lint
-	$(VENV_PYTHON) -m pytest tests $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest tests --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 # A bound that was missed is reported and does not keep the others from being measured.
 SHORT := --processes 1 --turns 5

@@ -45,6 +45,7 @@ setup(
             "hypothesis>=6.80",
             "opencv-python-headless>=4.8",
             "pytest>=8.1",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
         ],
     },

@@ -39,7 +39,11 @@ TORCH_ONLY = (
     *("tests/losses", "tests/ops", "tests/layers", "tests/calibration"),
     *("tests/test_statistics.py", "tests/test_files.py"),
 )
-TEST_PROGRAMS = ("pytest", "hypothesis", "pluggy", "iniconfig", "packaging", "sortedcontainers")
+TEST_PROGRAMS = (
+    *("pytest", "pytest-xdist", "hypothesis"),
+    *("execnet", "iniconfig", "packaging", "pluggy", "pygments", "sortedcontainers"),
+)
+IN_PARALLEL = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")  # as `make test`
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,8 @@ def test(name: str, cell: Cell, detectron2: Path | None, pytest_args: Sequence[s
     report = FOLDER / f"{name}.xml"
     report.unlink(missing_ok=True)
     tested = commit(ROOT)
-    command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *cell.tests, *pytest_args]
+    command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *IN_PARALLEL]
+    command += [*cell.tests, *pytest_args]
     start = time.monotonic()
     try:
         run(command, **environment)
