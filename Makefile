@@ -46,7 +46,7 @@ SHORT := --processes 1 --turns 5
 bench: $(READY)
 	-$(VENV_PYTHON) -m benchmarks.inference --case trained $(SHORT)
 	-$(VENV_PYTHON) -m benchmarks.masks $(SHORT)
-	-$(VENV_PYTHON) -m benchmarks.training_step $(SHORT)
+	-$(VENV_PYTHON) -m benchmarks.training_step --short --turns 5
 	-$(VENV_PYTHON) -m benchmarks.ranking --case "64 positives" $(SHORT)
 	-$(VENV_PYTHON) -m benchmarks.data --quick
 	-$(VENV_PYTHON) -m benchmarks.losses --short --turns 5

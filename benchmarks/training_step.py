@@ -43,6 +43,8 @@ STEPS = 8 if ON_GPU else 1
 BATCHES = 3
 BASELINE = "SoftmaxCrossEntropyLoss"
 CHANNELS_LAST = "channels_last"
+SHORT = ("EqualizationLossV2", "FBSAEGLoss", "GAPLoss", "GroupSoftmaxLoss", "SeesawLoss")
+"""Losses of the short form: with state, with draws, of ranks, of groups, of shifted logits."""
 
 CPU_MODEL = {
     "config": "configs/SynthLT/Base-demo.yaml",
@@ -159,9 +161,14 @@ def targets(case: Case) -> list[Target]:
     return [Target(BASELINE, at_most=AT_MOST)] if is_loss else []
 
 
+def is_short(case: Case) -> bool:
+    """Cases of the short form."""
+    return case.sizes["method"] in SHORT
+
+
 METHODS = [name for name in losses.__all__ if name in loss_classes() and name != BASELINE]
 METHODS += ["GAPLoss", CHANNELS_LAST]
 CASES = [Case(f"{method}, whole model", set_up, {"method": method, **MODEL}) for method in METHODS]
 
 if __name__ == "__main__":
-    sys.exit(main("training_step", CASES, targets))
+    sys.exit(main("training_step", CASES, targets, is_short=is_short))
