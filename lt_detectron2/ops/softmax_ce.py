@@ -157,17 +157,18 @@ def _value_and_gradient(
         active = _active_rows(z, part.weights)
         for block in row_blocks(z if active is None else z[: len(active)]):
             block = block if active is None else active[block]
-            x = _shifted(_rows(z, block), part.shifts, block, own[block])
+            own_column, weight = own[block], weights[block, None]
+            x = _shifted(_rows(z, block), part.shifts, block, own_column)
             scores = x.softmax(dim=1)
-            losses[block] += weights[block] * _cross_entropy(x, scores, own[block])
+            losses[block] += weight[:, 0] * _cross_entropy(x, scores, own_column)
             if needs_gradient:
-                factor = part.shifts.scale * weights[block, None]
+                factor = part.shifts.scale * weight
                 pull = scores.mul_(factor)
-                push = factor - pull.gather(1, own[block])
+                push = factor - pull.gather(1, own_column)
                 if class_gradients:
-                    positive[columns].scatter_add_(0, own[block, 0], push[:, 0])
-                    negative[columns] += pull.scatter_(1, own[block], 0).sum(dim=0)
-                part_gradient[block] = pull.scatter_(1, own[block], -push)
+                    positive[columns].scatter_add_(0, own_column[:, 0], push[:, 0])
+                    negative[columns] += pull.scatter_(1, own_column, 0).sum(dim=0)
+                part_gradient[block] = pull.scatter_(1, own_column, -push)
     return losses, gradient, (positive, negative) if class_gradients else None
 
 
@@ -198,7 +199,7 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
     if shifts.offset is not None:
         offset = shifts.offset if shifts.offset.dim() == 1 else shifts.offset[block]
         x = x + offset.to(z.dtype)
-    own_x = x.gather(1, own)
+    own_x = x.gather(1, own) if shifts.moves_columns_apart else None
     if shifts.own_offset is not None:
         own_x = scaled.gather(1, own) + shifts.own_offset.to(z.dtype)[own]
     if shifts.log_count is not None:
@@ -214,7 +215,7 @@ def _shifted(z: Tensor, shifts: LogitShifts, block: slice | Tensor, own: Tensor)
         kept = shifts.kept
         kept = kept[block] if shifts.kept_row is None else rows_of(kept, shifts.kept_row[block])
         x = torch.add(x, kept.to(z.dtype) - 1, alpha=LEFT_OUT)
-    return x.scatter(1, own, own_x) if shifts.moves_columns_apart else x
+    return x if own_x is None else x.scatter(1, own, own_x)
 
 
 def _cross_entropy(x: Tensor, scores: Tensor, own: Tensor) -> Tensor:
