@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,16 @@ def to_pixels(figure: Figure) -> np.ndarray:
     return pixels
 
 
-def close_all() -> None:
-    """Close what was begun, and could not be finished."""
-    plt.close("all")
+@contextmanager
+def closing_unfinished() -> Iterator[None]:
+    """Inside, an error closes the figures that were begun there, and no others."""
+    others = plt.get_fignums()
+    try:
+        yield
+    except BaseException:
+        for number in set(plt.get_fignums()).difference(others):
+            plt.close(number)
+        raise
 
 
 def save(

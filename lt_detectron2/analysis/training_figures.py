@@ -33,7 +33,7 @@ from .results import CategoryResult, evaluation_folder, read_categories, read_gr
 from .run_report.curves import ap_by_count_figure
 from .run_report.examples import example, with_rarest_objects
 from .score_ranks import class_errors, errors_figure, scores_of_regions
-from .style import close_all, to_pixels
+from .style import closing_unfinished, to_pixels
 from .weight_norms import norms_figure, norms_of_model
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def draw_gradients(record: GradientRecord, statistics: ClassStatistics) -> Mappi
 def _picture(name: str, make: Callable[[Any], Figure | None], of: Any) -> np.ndarray | None:
     """A figure's pixels; None where there is nothing to draw, or with a warning where it fails."""
     try:
-        figure = make(of)
-        return None if figure is None else to_pixels(figure)
+        with closing_unfinished():
+            figure = make(of)
+            return None if figure is None else to_pixels(figure)
     except Exception:  # a picture must not cost a training
         logger.warning("The figure %s could not be drawn", name, exc_info=True)
-        close_all()
         return None
 
 
@@ -216,6 +216,6 @@ class FiguresOfEvaluations(HookBase):
                     picture = _picture(name, make, evaluated)
                     if picture is not None:
                         self.trainer.storage.put_image(f"evaluation/{name}", picture)
-        except StopRequested:  # saves nothing here: all processes do that together, after a step
-            close_all()
+        except StopRequested:
+            pass  # saves nothing here: all processes do that together, after a step
         self._records = vars(evaluated).get("records")

@@ -7,6 +7,7 @@ import random
 import signal
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -107,7 +108,11 @@ def test_a_failure_costs_no_training_and_no_other_figure(trainer, tmp_path, monk
 
 
 def test_a_figure_of_gradients_that_fails_is_left_out(monkeypatch, caplog):
+    """It is closed, and no figure of somebody else."""
+    somebody_elses = new_figure(1, 1)[0]
+
     def fail(runs):
+        new_figure(1, 1)
         raise ValueError("nothing to draw")
 
     monkeypatch.setattr(training_figures, "ratio_figure", fail)
@@ -115,6 +120,8 @@ def test_a_figure_of_gradients_that_fails_is_left_out(monkeypatch, caplog):
     pictures = training_figures.draw_gradients(GradientRecord.empty(1, NUM_CLASSES), STATISTICS)
     assert set(pictures) == {"negative_share"}
     assert "The figure ratio could not be drawn" in caplog.text
+    assert plt.get_fignums() == [somebody_elses.number]
+    plt.close(somebody_elses)
 
 
 def test_a_model_that_fails_to_score_trains_on(trainer, evaluated, monkeypatch):
