@@ -51,7 +51,7 @@ def test_demo_and_test_run_in_the_environment(tmp_path):
         "lt_detectron2.analysis.demo",
     ]
     last = commands("test", f"VENV={tmp_path}").splitlines()[-1]
-    assert last.split() == [f"{tmp_path}/bin/python", "-m", "pytest", "tests"]
+    assert last.split()[:4] == [f"{tmp_path}/bin/python", "-m", "pytest", "tests"]
 
 
 def test_python_may_be_a_version(tmp_path):
