@@ -35,7 +35,8 @@ from tests.ops import cross_entropy_reference as reference
 
 SIZES = [(regions, classes) for regions in (512, 4096, 8192) for classes in (80, 1203)]
 MAIN_SIZE = (4096, 1203)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
 MAX_EXTRA_TENSORS = 3
 TOLERANCE = 2e-5
 """Of the largest entry, in float32."""
@@ -125,7 +126,7 @@ def set_up(
     if compiled and shutil.which("c++"):
         contestants["compiled"] = functools.partial(plain, torch.compile(plain_loss))
         contestants["compiled"]()  # compiles
-    if DEVICE == "cuda":
+    if ON_GPU:
         torch_loss = _build(name, statistics)
         torch_loss.implementation = "torch"
         contestants["torch"] = lambda: _with_gradient(torch_loss(logits, targets), logits)
@@ -182,7 +183,9 @@ def lvis_like_statistics(classes: int) -> ClassStatistics:
 def _build(name: str, statistics: ClassStatistics) -> ClassificationLoss:
     loss_class = getattr(losses, name)
     wired = (statistics,) if "statistics" in inspect.signature(loss_class).parameters else ()
-    return loss_class(statistics.num_classes, *wired).to(DEVICE)
+    loss = loss_class(statistics.num_classes, *wired).to(DEVICE)
+    loss.implementation = "auto"  # the Triton kernels on a GPU
+    return loss
 
 
 def _with_gradient(value: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +220,7 @@ def _plain_softmax_cross_entropy(
 def targets(case: Case) -> list[Target]:
     """What is claimed in docs/performance.md."""
     size = (case.sizes["regions"], case.sizes["classes"])
-    if DEVICE == "cuda":
+    if ON_GPU:
         return [Target("copy", at_most=FLOOR)] if case.sizes.get("captured") else []
     if size != MAIN_SIZE or case.sizes["name"] not in AT_MOST:
         return []
@@ -239,7 +242,7 @@ def _case(name: str, regions: int, classes: int, **switches: bool) -> Case:
 
 CASES = [_case(name, *size) for name in loss_names() for size in SIZES]
 CASES += [_case(name, *MAIN_SIZE, compiled=True) for name in COMPILED]
-if DEVICE == "cuda":
+if ON_GPU:
     CASES += [_case(name, *SIZES[-1], compiled=True, captured=True) for name in loss_names()]
 
 if __name__ == "__main__":

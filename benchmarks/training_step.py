@@ -123,6 +123,7 @@ def make_config(method: str, config: str, classes: int) -> CfgNode:
     return load_config(
         str(REPOSITORY / config),
         ["MODEL.ROI_HEADS.NAME", "LongTailROIHeads", *chosen]
+        + ["LONG_TAIL.LOSS.IMPLEMENTATION", "auto"]  # the Triton kernels on a GPU
         + ["MODEL.ROI_HEADS.NUM_CLASSES", str(classes), "LONG_TAIL.STATISTICS", str(path)]
         + ["MODEL.WEIGHTS", "", "SOLVER.BASE_LR", "0.0001", "INPUT.MASK_FORMAT", "bitmask"],
     )

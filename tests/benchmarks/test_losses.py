@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import losses
 from benchmarks.harness import Case
+from lt_detectron2.ops import sigmoid_ce, softmax_ce
 
 
 @pytest.mark.parametrize("name", losses.loss_names())
@@ -11,6 +12,22 @@ def test_loss_equals_its_plain_version(name: str):
     contest = losses.set_up(name, 200, 30, compiled=False)
     assert contest.check() <= losses.TOLERANCE
     assert list(contest.contestants) == [name, "cross_entropy", "plain", "copy"]
+
+
+@pytest.mark.parametrize("name", losses.loss_names())
+def test_kernels_are_timed_against_torch(name: str, monkeypatch: pytest.MonkeyPatch):
+    asked = set()
+    for operation in (sigmoid_ce, softmax_ce):
+        monkeypatch.setattr(
+            operation, "uses_triton", lambda name, *args, **kwargs: bool(asked.add(name))
+        )
+    monkeypatch.setattr(losses, "ON_GPU", True)  # but for the device of the tensors
+    contestants = losses.set_up(name, 20, 10, compiled=False).contestants
+    has_kernel = name != "SoftmaxCrossEntropyLoss"  # which is torch's own
+    for contestant, implementation in ((name, "auto"), ("torch", "torch")):
+        asked.clear()
+        contestants[contestant]()
+        assert asked == ({implementation} if has_kernel else set())
 
 
 def test_targets_name_losses_that_exist():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import data, inference, report, training_step
+from benchmarks import data, inference, report
 
 COLUMNS = ("case", "contestant", "sizes", "ms_median", "extra_tensors", "machine")
 SPEEDUPS = ("speedup_q1", "speedup_median", "speedup_q3")
@@ -81,12 +81,6 @@ def test_inference_results_are_compared():
     assert contest.check() == 0
     with pytest.raises(AssertionError, match="differ"):
         inference.compare([b"a"], [b"b"])
-
-
-def test_every_loss_is_timed_in_a_training_step():
-    methods = {case.sizes["method"] for case in training_step.CASES}
-    expected = {training_step.CHANNELS_LAST, "GAPLoss", *training_step.loss_classes()}
-    assert methods == expected - {training_step.BASELINE}
 
 
 def test_generated_annotations_are_of_the_wanted_size(tmp_path):
