@@ -42,7 +42,11 @@ TOPICS = {
         "tests/reliability/test_configs.py",
         "tests/reliability/test_image_files.py",
     ),
-    "Security": ("tests/reliability/test_security.py",),
+    "Security": (
+        "tests/reliability/test_security.py",
+        "tests/data/test_shared_records.py::test_a_file_makes_records_only",
+        "tests/data/test_shared_records.py::test_file_of_something_else_is_parsed_anew",
+    ),
 }
 """Test files, or tests of them, by heading."""
 

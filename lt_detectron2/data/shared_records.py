@@ -14,6 +14,7 @@ import dataclasses
 import gc
 import logging
 import os
+import pickle
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -146,11 +147,11 @@ def _find(name: str, identity: dict[str, Any]) -> RecordStore | None:
     for path in _places(name, identity):
         try:
             store = RecordStore(path)
-        except (OSError, ValueError, KeyError):
-            continue  # absent or damaged; it is only a cache
-        # Some loaders look where the images are: a file made before they came would mislead.
-        if store.header["identity"] == identity and os.path.isfile(store[0]["file_name"]):
-            return store
+            # Some loaders look where the images are: a file made before they came would mislead.
+            if store.header["identity"] == identity and os.path.isfile(store[0]["file_name"]):
+                return store
+        except (OSError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
+            continue  # absent, damaged or no records; it is only a cache
     return None
 
 

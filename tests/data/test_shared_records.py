@@ -1,5 +1,6 @@
 """Records kept in a file: the same as parsed ones, shared by processes, and never stale."""
 
+import io
 import json
 import pickle
 import stat
@@ -9,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.structures import BoxMode
 
 from lt_detectron2.data import record_store, shared_records
 from lt_detectron2.data import statistics as data_statistics
@@ -299,15 +301,41 @@ def test_no_object_at_all(places):
         training_records(config(names=NAMES[:1]))
 
 
-def test_a_file_makes_records_only(tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return print, ("should not be run",)
+class Harmful:
+    def __reduce__(self):
+        return print, ("should not be run",)
 
+
+def damage_records(path, record):
+    """Write another first record of the same size into a file of records."""
+    content, store = bytearray(path.read_bytes()), RecordStore(path)
+    size = int(store._offsets[1])
+    pickled = pickle.dumps(record)
+    assert len(pickled) <= size
+    content[:size] = pickled.ljust(size)
+    path.write_bytes(content)
+
+
+def test_a_file_makes_records_only(tmp_path):
+    """A file of records beside an annotation file makes numbers, texts and box modes only."""
     record = {"annotations": [{"category_id": 0, "extra": Harmful()}]}
     record_store.write(tmp_path / "file", [record], {}, {})
     with pytest.raises(pickle.UnpicklingError, match="must not hold builtins.print"):
         RecordStore(tmp_path / "file")[0]
+    convert, pickled = BoxMode.convert, pickle.dumps(BoxMode)
+    content = pickled[:-1] + b"N}\x8c\x07convert\x8c\x01xs\x86b."  # sets BoxMode.convert = "x"
+    with pytest.raises((AttributeError, TypeError)):
+        record_store._Unpickler(io.BytesIO(content)).load()
+    assert BoxMode.convert is convert
+
+
+@pytest.mark.parametrize("record", [Harmful(), 3, {"image_id": 1}, b"\0"], ids=str)
+def test_file_of_something_else_is_parsed_anew(places, record):
+    """A file beside the annotations that holds no records, or a program, is made anew."""
+    expected = list(training_records(config(names=NAMES[:1])))
+    (path,) = places.rglob("*.records")
+    damage_records(path, record)
+    assert list(training_records(config(names=NAMES[:1]))) == expected
 
 
 def test_store_that_is_pickled_maps_the_file(tmp_path):
