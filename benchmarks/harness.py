@@ -31,6 +31,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where all benchmarks of tensors run."""
 SLOW_SECONDS = 20.0
 """A contestant that has run for so long in a process sits out the remaining turns."""
 REPEATS = 50

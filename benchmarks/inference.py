@@ -19,18 +19,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as coco_mask
 import torch
 import torch.nn.functional as F
-from detectron2.layers import paste_masks_in_image
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import fast_rcnn as detectron2
 from torch import Tensor
 
-from benchmarks.harness import Case, Contest, Target, main
-from benchmarks.masks import blobs
-from lt_detectron2.evaluation.pasting import encode_roi_masks
+from benchmarks.harness import DEVICE, Case, Contest, Target, main
+from benchmarks.masks import blobs, encode, encode_with_detectron2
 from lt_detectron2.losses import SigmoidCrossEntropyLoss, SoftmaxCrossEntropyLoss
 from lt_detectron2.modeling import postprocess
 
@@ -38,7 +34,6 @@ REGIONS, CLASSES, DETECTIONS = 1000, 1203, 300
 HEIGHT, WIDTH = 800, 1333
 SCORE_THRESHOLD, NMS_THRESHOLD = 1e-4, 0.5
 STAGES = ("activation", "boxes", "detections", "masks", "image")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def set_up(stage: str, logits: str) -> Contest:
@@ -148,22 +143,10 @@ def _detect(function: Callable, of_regions: Any, scores: Tensor) -> tuple[Tensor
 def masks(logits: Tensor, deltas: Tensor, proposals: Tensor) -> Pair:
     probabilities, corners = (t.to(DEVICE) for t in blobs(DETECTIONS, HEIGHT, WIDTH))
     return (
-        lambda: encode(probabilities, corners),
-        lambda: encode_with_detectron2(probabilities, corners),
+        lambda: encode(probabilities, corners, HEIGHT, WIDTH),
+        lambda: encode_with_detectron2(probabilities, corners, HEIGHT, WIDTH),
         "encode_roi_masks",
     )
-
-
-def encode(probabilities: Tensor, corners: Tensor) -> list[bytes]:
-    return [r["counts"] for r in encode_roi_masks(probabilities, corners, HEIGHT, WIDTH).rles()]
-
-
-def encode_with_detectron2(probabilities: Tensor, corners: Tensor) -> list[bytes]:
-    pasted = paste_masks_in_image(probabilities, corners, (HEIGHT, WIDTH)).cpu().numpy()
-    return [
-        coco_mask.encode(np.array(mask[:, :, None], order="F", dtype=np.uint8))[0]["counts"]
-        for mask in pasted
-    ]
 
 
 def image(logits: Tensor, deltas: Tensor, proposals: Tensor) -> Pair:
@@ -172,12 +155,13 @@ def image(logits: Tensor, deltas: Tensor, proposals: Tensor) -> Pair:
 
     def candidate() -> tuple:
         found = detect(deltas, proposals, loss.scores(logits[:, :CLASSES]))
-        return (*found, encode(probabilities[: len(found[0])], found[0]))
+        return (*found, encode(probabilities[: len(found[0])], found[0], HEIGHT, WIDTH))
 
     def baseline() -> tuple:
         scores = F.pad(logits[:, :CLASSES].sigmoid(), (0, 1))
         found = detect_with_detectron2(deltas, proposals, scores)
-        return (*found, encode_with_detectron2(probabilities[: len(found[0])], found[0]))
+        own = probabilities[: len(found[0])]
+        return (*found, encode_with_detectron2(own, found[0], HEIGHT, WIDTH))
 
     return candidate, baseline, "lt_detectron2"
 

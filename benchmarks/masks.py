@@ -1,13 +1,14 @@
 """
 From the mask head's 28 x 28 masks to COCO's run lengths: an image of 640 x 480, 300 detections.
 
-The baseline is what Detectron2 does on the CPU: paste every mask into an image of its own, then
-encode one after the other with pycocotools. The codes are compared letter by letter. Where numba is
-installed, the kernels are compiled, and the cases are named so.
+The baseline is what Detectron2 does: paste every mask into an image of its own, on the masks'
+device, then encode one after the other with pycocotools. The codes are compared letter by letter.
+Where numba is installed, the kernels are compiled, and the cases are named so.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from detectron2.layers import paste_masks_in_image
 from torch import Tensor
 
-from benchmarks.harness import Case, Contest, Target, main
+from benchmarks.harness import DEVICE, Case, Contest, Target, main
 from lt_detectron2.evaluation import kernels
 from lt_detectron2.evaluation.pasting import encode_roi_masks
 
@@ -27,17 +28,9 @@ MASK_SIZE = 28
 
 def set_up(detections: int) -> Contest:
     """Blobs with wavy outlines in boxes of about 9,800 square pixels."""
-    masks, boxes = blobs(detections)
-
-    def candidate() -> list[bytes]:
-        return [rle["counts"] for rle in encode_roi_masks(masks, boxes, HEIGHT, WIDTH).rles()]
-
-    def baseline() -> list[bytes]:
-        pasted = paste_masks_in_image(masks, boxes, (HEIGHT, WIDTH)).numpy()
-        return [
-            coco_mask.encode(np.array(mask[:, :, None], order="F", dtype=np.uint8))[0]["counts"]
-            for mask in pasted
-        ]
+    image = (*(tensor.to(DEVICE) for tensor in blobs(detections)), HEIGHT, WIDTH)
+    candidate = functools.partial(encode, *image)
+    baseline = functools.partial(encode_with_detectron2, *image)
 
     def check() -> float:
         assert candidate() == baseline(), "the codes differ"
@@ -46,6 +39,20 @@ def set_up(detections: int) -> Contest:
     return Contest(
         {"encode_roi_masks": candidate, "detectron2": baseline}, check, detections * HEIGHT * WIDTH
     )
+
+
+def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[bytes]:
+    """Run lengths of masks (N, 28, 28) in an image, by this package."""
+    return [rle["counts"] for rle in encode_roi_masks(masks, boxes, height, width).rles()]
+
+
+def encode_with_detectron2(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[bytes]:
+    """The same by Detectron2 and pycocotools."""
+    pasted = paste_masks_in_image(masks, boxes, (height, width)).cpu().numpy()
+    return [
+        coco_mask.encode(np.array(mask[:, :, None], order="F", dtype=np.uint8))[0]["counts"]
+        for mask in pasted
+    ]
 
 
 def blobs(number: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[Tensor, Tensor]:

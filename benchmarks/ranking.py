@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Case, Contest, Target, main
+from benchmarks.harness import DEVICE, Case, Contest, Target, main
 from lt_detectron2.losses import GAPLoss
 from tests.ops import ranking_reference
 
@@ -27,7 +27,7 @@ TOLERANCE = 5e-6
 
 def set_up(regions: int, classes: int, positives: int, logits: str) -> Contest:
     """
-    One batch, in float32.
+    One batch, in float32, on the GPU if there is one.
 
     Args:
         regions, classes: sizes of the scores, without the background's column.
@@ -45,8 +45,9 @@ def set_up(regions: int, classes: int, positives: int, logits: str) -> Contest:
     else:
         output = 1.5 * output - 6
         output[rows, targets[rows]] = 2 * torch.randn(positives, generator=generator) - 1
+    rows, targets, output = (tensor.to(DEVICE) for tensor in (rows, targets, output))
     output.requires_grad_()
-    gap = GAPLoss(classes, statistic=False, weight=1.0)
+    gap = GAPLoss(classes, statistic=False, weight=1.0).to(DEVICE)
 
     def candidate() -> tuple[Tensor, Tensor]:
         loss = gap(output[:, :classes], targets).loss

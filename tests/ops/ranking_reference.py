@@ -30,9 +30,9 @@ def ranking_errors(
         (P,) errors and (R, C) gradient.
     """
     flat = scores.detach().flatten()
-    is_positive = torch.zeros(len(flat), dtype=torch.bool)
+    is_positive = torch.zeros_like(flat, dtype=torch.bool)
     is_positive[positives] = True
-    errors = torch.zeros(len(positives), dtype=flat.dtype)
+    errors = flat.new_zeros(len(positives))
     gradient = torch.zeros_like(flat)
     for group in groups.unique():
         members = (groups == group).nonzero().flatten()
@@ -58,11 +58,11 @@ def average_precision_errors(
 ) -> tuple[Tensor, Tensor]:
     """Errors and gradient of AP loss: as above, of one group, with interpolated precisions."""
     flat = scores.detach().flatten()
-    is_negative = torch.ones(len(flat), dtype=torch.bool)
+    is_negative = torch.ones_like(flat, dtype=torch.bool)
     is_negative[positives] = False
-    errors = torch.zeros(len(positives), dtype=flat.dtype)
+    errors = flat.new_zeros(len(positives))
     gradient = torch.zeros_like(flat)
-    best = torch.zeros((), dtype=flat.dtype)
+    best = flat.new_zeros(())
     for member in flat[positives].argsort():
         own = flat[positives[member]]
         missed = step(flat[is_negative] - own, delta)
