@@ -31,6 +31,8 @@ TOPICS = {
     "Several processes": (
         "tests/losses/test_contract.py::test_two_processes_have_the_state_of_one",
         "tests/losses/test_contract.py::test_two_processes_learn_what_one_does",
+        "tests/losses/test_gap.py::test_two_processes_learn_with_the_counts_of_both",
+        "tests/engine/test_processes.py",
         "tests/engine/test_steps.py::test_two_processes_reduce_once_a_step",
         "tests/engine/test_training.py::test_two_processes",
         "tests/engine/test_training.py::test_two_machines",

@@ -16,23 +16,28 @@ from lt_detectron2.data.build import sampler_classes
 from lt_detectron2.engine import validation_loss
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.engine.trainer import LongTailTrainer
+from lt_detectron2.modeling.components import ranking_losses
 from tests.engine.toy_jobs import launch_pair, start
 from tests.engine.toy_training import DATASET, Interruption, config, train
 from tests.losses.factory import build, loss_classes
 
-LOSSES = [loss_class.__name__ for loss_class in loss_classes()]
-STATEFUL = [c.__name__ for c in loss_classes() if build(c).state_dict()]
+WITH_RANKING = [f"SoftmaxCrossEntropyLoss+{name}" for name in ranking_losses()]
+LOSSES = WITH_RANKING + [loss_class.__name__ for loss_class in loss_classes()]
+STATEFUL = WITH_RANKING + [c.__name__ for c in loss_classes() if build(c).state_dict()]
 SAMPLERS = [*sorted(sampler_classes()), "TrainingSampler", "RepeatFactorTrainingSampler"]
 SHORT = list(zip([*STATEFUL, "FederatedLoss"], itertools.cycle(SAMPLERS)))
 """Every loss that has a state, and one that draws; every sampler."""
+SHORT_PAIRS = SHORT[: len(WITH_RANKING) + 4]
 LONG = list(itertools.product(LOSSES, SAMPLERS))
 
 
 def overrides(loss, sampler):
     # A batch of one episode; a schedule that changes the loss between the two halves.
     episode = "LONG_TAIL.SAMPLER.EpisodicSampler"
+    loss, _, ranking = loss.partition("+")
     return [
-        *("LONG_TAIL.LOSS.NAME", loss, "DATALOADER.SAMPLER_TRAIN", sampler),
+        *("LONG_TAIL.LOSS.NAME", loss, "LONG_TAIL.RANKING.NAME", ranking),
+        *("DATALOADER.SAMPLER_TRAIN", sampler),
         *(f"{episode}.CLASSES_PER_EPISODE", "2", "LONG_TAIL.LOSS.LDAMLoss.REWEIGHT_FROM_STEP", 15),
     ]
 
@@ -106,6 +111,8 @@ def test_comparison_sees_all_of_the_state(tmp_path, data):
     assert state["trainer"]["data_loader"] == {"seed": 1, "images": 40}
     (process,) = state["trainer"]["processes"]
     assert {"torch", "numpy", "python", "cuda"} == set(process["random"])
+    train(config(tmp_path / "b", data, *overrides(WITH_RANKING[0], "ClassAwareSampler")))
+    assert contents(tmp_path / "b")["model"]["ranking_loss.region_count"].any()
     train(config(tmp_path / "b", data, "SEED", "2"))
     with pytest.raises(AssertionError):
         assert_same(contents(tmp_path / "b"), state)
@@ -147,8 +154,8 @@ def test_two_processes(tmp_path, data, monkeypatch):
     assert stopped.value.code == 143
     (saved,) = (tmp_path / "stopped").glob("*.pth")
     assert 6 <= int(saved.stem[-7:]) <= 9
-    launch_pair(monkeypatch, resume_pairs, tmp_path, data, SHORT[:4], tmp_path / "stopped")
-    check_pairs(tmp_path, SHORT[:4])
+    launch_pair(monkeypatch, resume_pairs, tmp_path, data, SHORT_PAIRS, tmp_path / "stopped")
+    check_pairs(tmp_path, SHORT_PAIRS)
     assert_same(contents(tmp_path / "stopped"), contents(tmp_path / "never_stopped"))
 
 

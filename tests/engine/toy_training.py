@@ -24,20 +24,25 @@ from lt_detectron2.data.statistics import training_statistics
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.modeling.classification_loss import build_classification_loss
+from lt_detectron2.modeling.components import build_ranking_loss
 from tests.engine.small_set import register
 from tests.modeling.detectors import NUM_CLASSES
 
 DATASET = "toy_training_set"
 WIDTH = 8
+REGIONS = 8
+"""Of each image: its objects, and as much background as there is room for."""
 
 
 @META_ARCH_REGISTRY.register()
 class ToyDetector(nn.Module):
-    """Classifies objects, and as many background regions, by the mean colours of their images."""
+    """Classifies regions by the mean colours of their images."""
 
     def __init__(self, cfg):
         super().__init__()
-        self.loss = build_classification_loss(cfg, training_statistics(cfg))
+        statistics = training_statistics(cfg)
+        self.loss = build_classification_loss(cfg, statistics)
+        self.ranking_loss = build_ranking_loss(cfg, statistics)
         self.body = nn.Sequential(nn.Linear(6, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.2))
         self.classifier = nn.Linear(WIDTH, self.loss.num_logits)
         self.loss.init_classifier(self.classifier)
@@ -50,13 +55,33 @@ class ToyDetector(nn.Module):
         features, targets = [], []
         for image in batch:
             classes = image["instances"].gt_classes
-            regions = 2 * len(classes) + 2
+            background = classes.new_full((REGIONS - len(classes),), NUM_CLASSES)
             colour = image["image"].float().mean(dim=(1, 2)) / 255
-            noise = torch.rand(regions, 3) + np.random.rand() + random.random()
-            features.append(torch.cat([colour.expand(regions, 3), noise], dim=1))
-            targets.append(torch.cat([classes, classes.new_full((len(classes) + 2,), NUM_CLASSES)]))
-        features, targets = torch.cat(features), torch.cat(targets)
-        return {"loss_cls": self.loss(self.classifier(self.body(features)), targets)}
+            features.append(torch.cat([colour.expand(REGIONS, 3), self.noise()], dim=1))
+            targets.append(torch.cat([classes, background]))
+        features = torch.cat(features).to(self.classifier.weight.dtype)
+        logits, targets = self.classifier(self.body(features)), torch.cat(targets)
+        losses = {"loss_cls": self.loss(logits, targets)}
+        if self.ranking_loss is not None:
+            losses["loss_rank"] = self.ranking_loss(self.loss.class_logits(logits), targets).loss
+        return losses
+
+    def noise(self):
+        """(REGIONS, 3), from all generators that there are."""
+        return torch.rand(REGIONS, 3) + np.random.rand() + random.random()
+
+
+@META_ARCH_REGISTRY.register()
+class SteadyToyDetector(ToyDetector):
+    """Draws nothing and looks at one image at a time, in float64: processes may share a batch."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.body = nn.Linear(6, WIDTH)
+        self.double()
+
+    def noise(self):
+        return torch.linspace(0, 1, 3 * REGIONS).reshape(REGIONS, 3)
 
 
 def config(folder: Path, data: Path, *overrides: Any):

@@ -3,11 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from lt_detectron2.losses import (
@@ -336,16 +338,62 @@ def _parts(step: int) -> list[tuple[Tensor, Tensor]]:
     return [_batch(regions, kind, seed=9) for kind, regions in PARTS[step]]
 
 
-def _count_in_process(rank: int) -> list[Tensor]:
+def _linear() -> nn.Linear:
+    layer = nn.Linear(K, K).double()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return layer
+
+
+def _train(layer: nn.Linear, loss_of: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) -> Tensor:
+    """The weight after five steps on the parts of both processes, in turn."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    for step in range(5):
+        optimizer.zero_grad()
+        loss_of(_parts(step % len(PARTS))).backward()
+        optimizer.step()
+    return layer.weight.detach()
+
+
+def _in_process(rank: int) -> dict[str, Any]:
     gaps = [_gap(), _gap(sync_counts=False)]
     for step in range(len(PARTS)):
         for gap in gaps:
             gap(*_parts(step)[rank])
-    return [gap.region_count for gap in gaps]
+    layer, gap = _linear(), _gap(**RANDOM_SAMPLING)
+    model = DistributedDataParallel(layer)
+
+    def loss_of(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        features, targets = parts[rank]
+        return gap(model(features), targets).loss
+
+    return {"counts": [gap.region_count for gap in gaps], "weight": _train(layer, loss_of)}
 
 
-def test_two_processes_count_as_one():
-    first, second = run_in_two_processes(_count_in_process)
+@pytest.fixture(scope="module")
+def two_processes() -> list[dict[str, Any]]:
+    return run_in_two_processes(_in_process)
+
+
+def test_two_processes_learn_with_the_counts_of_both(two_processes: list[dict[str, Any]]):
+    """After five steps in float64; each ranks its regions, also one that has no object or none."""
+    layer, gap = _linear(), _gap(**RANDOM_SAMPLING).eval()
+
+    def loss_of(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        targets = torch.cat([targets for _, targets in parts])
+        gap.region_count += torch.bincount(targets, minlength=K + 1)
+        return sum(gap(layer(features), targets).loss for features, targets in parts) / len(parts)
+
+    expected = _train(layer, loss_of)
+    assert (expected - _linear().weight).abs().max() > 0.1
+    for process in two_processes:
+        assert_close(process["weight"], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_two_processes_count_as_one(two_processes: list[dict[str, Any]]):
+    first, second = (process["counts"] for process in two_processes)
     one, alone = _gap(), [_gap(), _gap()]
     for step in range(len(PARTS)):
         logits, targets = zip(*_parts(step))
