@@ -3,7 +3,8 @@ Tables and figures of docs/performance.md from the results in CSV files.
 
     python -m benchmarks.report
 
-Of a case that was measured several times the last measurement counts. In the page, what lies
+Of a case that was measured several times the measurement with the most runs counts, of equally many
+the last: the short form of a benchmark does not replace the full one. In the page, what lies
 between `<!-- table NAME -->` and `<!-- end -->` is replaced; figures go to docs/images/.
 """
 
@@ -63,18 +64,33 @@ def main() -> int:
 # ---- results
 
 
-def latest(path: Path, keys: Sequence[str]) -> list[Row]:
-    """Rows in the order of their first appearance, each with the values of its last one."""
+def counted(path: Path, keys: Sequence[str]) -> list[Row]:
+    """
+    Rows of the measurements that count, in the order in which their keys first appear.
+
+    A measurement is a row without speedup, the candidate's, and the rows with one that follow it.
+    """
     if not path.is_file():
         return []
+    measurements: list[list[Row]] = []
     with path.open(newline="", encoding="utf-8") as file:
-        return list({tuple(row[key] for key in keys): row for row in csv.DictReader(file)}.values())
+        for row in csv.DictReader(file):
+            if row.get("speedup_median"):
+                measurements[-1].append(row)
+            else:
+                measurements.append([row])
+    best: dict[tuple[str, ...], list[Row]] = {}
+    for rows in measurements:
+        case = tuple(rows[0][key] for key in keys)
+        if int(rows[0]["runs"]) >= int(best.get(case, rows)[0]["runs"]):
+            best[case] = rows
+    return [row for rows in best.values() for row in rows]
 
 
 def contests(benchmark: str, baseline: str, on_gpu: bool = False) -> dict[str, dict[str, Row]]:
     """By case the rows of the candidate, as "", and of all whom it was compared with."""
     cases: dict[str, dict[str, Row]] = {}
-    for row in latest(RESULTS / f"{benchmark}.csv", ("case", "contestant", "machine")):
+    for row in counted(RESULTS / f"{benchmark}.csv", ("case", "machine")):
         if bool(GPU.search(row["machine"])) == on_gpu:
             name = row["contestant"] if row["speedup_median"] else ""
             cases.setdefault(row["case"], {})[name] = row
@@ -150,7 +166,7 @@ def speedups(benchmark: str, baseline: str) -> Table:
 
 def data_rows() -> list[Row]:
     """Of the largest size that was measured."""
-    rows = latest(RESULTS / "data.csv", ("contestant", "processes", "share"))
+    rows = counted(RESULTS / "data.csv", ("contestant", "processes", "share"))
     largest = max((float(row["share"]) for row in rows), default=0)
     return [row for row in rows if float(row["share"]) == largest]
 
@@ -168,7 +184,7 @@ def data_table() -> Table:
 
 def evaluations() -> list[tuple[str, Row]]:
     """Rows by size, with the names of what was measured."""
-    rows = latest(EVALUATION, ("contestant", "share", "numba"))
+    rows = counted(EVALUATION, ("contestant", "share", "numba"))
     return [
         (row["contestant"] + (", compiled" if row["numba"] else ""), row)
         for row in sorted(rows, key=lambda row: float(row["share"]))

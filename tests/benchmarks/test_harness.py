@@ -53,6 +53,17 @@ def test_nothing_is_timed_that_is_wrong():
         harness._measure_here(case, Setting(turns=1, threads=1, clock="wall"), check=True)
 
 
+@pytest.mark.parametrize("at_least, status", [(0.01, 0), (1e9, harness.MISSED)])
+def test_missed_target_has_an_exit_status(
+    at_least: float, status: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["ranking", "--no-save"])
+    here = harness.Result({"GAPLoss": [1.0], "loop": [2.0]}, {"loop": [2.0]}, {"GAPLoss": 1.0})
+    monkeypatch.setattr(harness, "measure", lambda *arguments: here)
+    target = harness.Target("loop", at_least=at_least)
+    assert harness.main("ranking", [TINY], lambda case: [target]) == status
+
+
 def test_slow_baseline_sits_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(harness, "SLOW_SECONDS", 0.0)
     result = harness._measure_here(TINY, Setting(turns=3, threads=1, clock="wall"), check=False)

@@ -1,4 +1,4 @@
-"""The page of results: the last measurement counts, and its marks stay."""
+"""The page of results: the fullest measurement counts, and its marks stay."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import data, inference, report
 
-COLUMNS = ("case", "contestant", "sizes", "ms_median", "extra_tensors", "machine")
+COLUMNS = ("case", "contestant", "sizes", "runs", "ms_median", "extra_tensors", "machine")
 SPEEDUPS = ("speedup_q1", "speedup_median", "speedup_q3")
 
 
@@ -15,11 +15,19 @@ SPEEDUPS = ("speedup_q1", "speedup_median", "speedup_q3")
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     rows = []
-    for machine, times in [("CPU", (1.0, 2.0)), ("CPU", (1.0, 4.0)), ("GPU (CPU)", (1.0, 8.0))]:
+    full, short = ("21", "5")
+    for machine, runs, times in [
+        ("CPU", full, (1.0, 2.0)),
+        ("CPU", full, (1.0, 4.0)),
+        ("CPU", short, (1.0, 9.0)),
+        ("GPU (CPU)", short, (1.0, 8.0)),
+    ]:
         common = {"case": "c", "sizes": "regions=8", "machine": machine, "extra_tensors": "1.5"}
+        common["runs"] = runs
         rows.append({**common, "contestant": "ours", "ms_median": str(times[0])})
         speedups = dict.fromkeys(SPEEDUPS, str(times[1] / times[0]))
-        rows.append({**common, "contestant": "theirs", "ms_median": str(times[1]), **speedups})
+        slow = {"runs": "1", "ms_median": str(times[1])}  # it sat out most turns
+        rows.append({**common, "contestant": "theirs", **slow, **speedups})
     with open(tmp_path / "topic.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *SPEEDUPS], restval="")
         writer.writeheader()
@@ -38,6 +46,7 @@ def test_times_the_floor(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.markdown(report.floors()) == "Not measured."
     common = {"sizes": "regions=1000 classes=250 captured=True", "machine": "GPU (CPU)"}
+    common["runs"] = "21"
     with open(tmp_path / "losses.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *SPEEDUPS], restval="")
         writer.writeheader()
