@@ -59,12 +59,13 @@ class Contest:
 
     Args:
         contestants: what is timed, by name; the first is the candidate.
-        check: compares results and returns the largest error; raises if it is too large.
+        check: compares results and returns the largest error, or None if there is nothing to
+            compare with; raises if it is too large.
         unit_bytes: size of the tensor in which peak memory is expressed, e.g. the logits.
     """
 
     contestants: Mapping[str, Callable[[], Any]]
-    check: Callable[[], float]
+    check: Callable[[], float | None]
     unit_bytes: int
 
 
@@ -98,7 +99,8 @@ class Result:
     """By contestant: its time over the candidate's in the same turn."""
     extra_tensors: dict[str, float] = field(default_factory=dict)
     """Peak of what a call allocates, its result included, in tensors of the unit's size."""
-    error: float = 0.0
+    error: float | None = None
+    """The largest; None where nothing was compared."""
 
     def merge(self, other: Result) -> None:
         """Take in the turns of another process."""
@@ -107,7 +109,8 @@ class Result:
                 mine.setdefault(name, []).extend(values)
         for name, peak in other.extra_tensors.items():
             self.extra_tensors[name] = max(peak, self.extra_tensors.get(name, 0.0))
-        self.error = max(self.error, other.error)
+        errors = [error for error in (self.error, other.error) if error is not None]
+        self.error = max(errors, default=None)
 
 
 def main(
@@ -150,7 +153,8 @@ def main(
         setting = Setting(arguments.turns, arguments.threads, arguments.clock)
         result = measure(case, processes, setting)
         rows += _rows(benchmark, case, result, setting, load)
-        print(f"{case.name}, largest error {result.error:.1e}")
+        error = _error(result)
+        print(f"{case.name}, " + (f"largest error {error}" if error else "nothing to compare with"))
         for row in rows[-len(result.seconds) :]:
             print(_line(row))
         candidate = next(iter(result.seconds))
@@ -186,7 +190,7 @@ def _measure_here(case: Case, setting: Setting, *, check: bool) -> Result:
     torch.set_num_threads(setting.threads)
     clock = CLOCKS[setting.clock]
     contest = case.set_up(**case.sizes)
-    result = Result(error=contest.check() if check else 0.0)
+    result = Result(error=contest.check() if check else None)
     names = list(contest.contestants)
     result.extra_tensors = {
         name: _peak_bytes(contest.contestants[name]) / contest.unit_bytes
@@ -255,7 +259,7 @@ def _rows(
         "sizes": " ".join(f"{name}={value}" for name, value in case.sizes.items()),
     }
     conditions = {
-        "error": f"{result.error:.1e}",
+        "error": _error(result),
         "clock": setting.clock,
         "threads": str(setting.threads),
         "load": f"{load:.1f}",
@@ -279,6 +283,10 @@ def _rows(
         }
         rows.append({**common, **measured, **conditions})
     return rows
+
+
+def _error(result: Result) -> str:
+    return "" if result.error is None else f"{result.error:.1e}"
 
 
 def _milliseconds(seconds: float) -> str:

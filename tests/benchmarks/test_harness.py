@@ -22,6 +22,11 @@ def _contest_with_a_wrong_candidate() -> Contest:
     return Contest({"candidate": _never, "baseline": _never}, check, unit_bytes=1)
 
 
+def _contest_without_equal() -> Contest:
+    contestants = dict.fromkeys(("candidate", "baseline"), lambda: None)
+    return Contest(contestants, check=lambda: None, unit_bytes=1)
+
+
 def _never() -> None:
     raise RuntimeError("timed before it was checked")
 
@@ -62,6 +67,17 @@ def test_missed_target_has_an_exit_status(
     monkeypatch.setattr(harness, "measure", lambda *arguments: here)
     target = harness.Target("loop", at_least=at_least)
     assert harness.main("ranking", [TINY], lambda case: [target]) == status
+
+
+def test_error_is_empty_where_nothing_was_compared():
+    case, setting = Case("unlike", _contest_without_equal, {}), Setting(1, 1, "wall")
+    result = harness._measure_here(case, setting, check=True)
+    rows = harness._rows("name", case, result, setting, load=0.5)
+    assert [row["error"] for row in rows] == ["", ""]
+    for error in (None, 0.0, None):  # also of processes that checked nothing
+        result.merge(harness.Result(error=error))
+    rows = harness._rows("name", case, result, setting, load=0.5)
+    assert [row["error"] for row in rows] == ["0.0e+00", "0.0e+00"]
 
 
 def test_slow_baseline_sits_out(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,7 @@
 """The benchmark of training steps trains the detectors that it says."""
 
+import pytest
+
 from benchmarks import training_step
 
 
@@ -13,3 +15,31 @@ def test_kernels_are_measured_where_they_can_run():
     for method in ("SeesawLoss", "GAPLoss", training_step.CHANNELS_LAST):
         cfg = training_step.make_config(method, training_step.CPU_MODEL["config"], classes=60)
         assert cfg.LONG_TAIL.LOSS.IMPLEMENTATION == "auto"
+
+
+@pytest.mark.parametrize(
+    "method, losses, error",
+    [
+        (training_step.CHANNELS_LAST, (2.01, 2.5), 0.005),
+        (training_step.CHANNELS_LAST, (2.03, 2.0), AssertionError),
+        ("SeesawLoss", (3.0, 2.0), None),
+        ("SeesawLoss", (3.0, float("nan")), AssertionError),
+    ],
+)
+def test_check_compares_what_is_to_be_equal(
+    method: str, losses: tuple, error: object, monkeypatch: pytest.MonkeyPatch
+):
+    turns = iter([lambda: [*losses], lambda: [2.0, 2.0]])
+    monkeypatch.setattr(training_step, "trainer", lambda *arguments: next(turns))
+    check = training_step.set_up(method, **training_step.CPU_MODEL).check
+    if error is AssertionError:
+        with pytest.raises(AssertionError, match="loss"):
+            check()
+    else:
+        assert check() == pytest.approx(error)
+
+
+def test_channels_last_has_the_losses_of_the_baseline():
+    small = {**training_step.CPU_MODEL, "images": 2}
+    contest = training_step.set_up(training_step.CHANNELS_LAST, **small)
+    assert 0 <= contest.check() < 1e-3
