@@ -1,8 +1,52 @@
 """Files are complete or not there, whoever else writes them."""
 
-import pytest
+import os
+import stat
 
+import pytest
+from torch import nn
+
+from lt_detectron2.engine.checkpoint import HISTORY_FILE, LAST_FILE, LongTailCheckpointer
 from lt_detectron2.files import replacing
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What is asked of the disk, in order: (what, size of the file, or "folder")."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(handle):
+        status = os.fstat(handle)
+        calls.append(("fsync", "folder" if stat.S_ISDIR(status.st_mode) else status.st_size))
+        fsync(handle)
+
+    def note_replace(part, path):
+        calls.append(("replace", os.stat(part).st_size))
+        replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    return calls
+
+
+def through(size):
+    """A file that is on the disk before it takes its name, which then is there too."""
+    return [("fsync", size), ("replace", size), ("fsync", "folder")]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, disk, durable):
+    with replacing(tmp_path / "file", "wb", durable=durable) as file:
+        file.write(b"12345")
+    assert disk == (through(5) if durable else [("replace", 5)])
+
+
+def test_checkpoint_is_durable(tmp_path, disk):
+    """Before the name of the newest one changes, that one is on the disk in full."""
+    LongTailCheckpointer(nn.Linear(2, 2), str(tmp_path)).save("one")
+    files = ("one.pth", HISTORY_FILE, LAST_FILE)
+    sizes = [(tmp_path / name).stat().st_size for name in files]
+    assert disk == [call for size in sizes for call in through(size)]
 
 
 def test_takes_its_name_when_complete(tmp_path):

@@ -14,10 +14,11 @@ from detectron2.utils.env import seed_all_rng
 
 from lt_detectron2.data.build import sampler_classes
 from lt_detectron2.engine import validation_loss
+from lt_detectron2.engine.checkpoint import HISTORY_FILE, LAST_FILE
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.modeling.components import ranking_losses
-from tests.engine.toy_jobs import launch_pair, start
+from tests.engine.toy_jobs import TIMEOUT, launch_pair, start
 from tests.engine.toy_training import DATASET, Interruption, config, train
 from tests.losses.factory import build, loss_classes
 
@@ -179,20 +180,22 @@ def check_pairs(folder, cases):
 
 
 def train_always_saving(folder, data, resume):
-    train(config(folder, data, "SOLVER.CHECKPOINT_PERIOD", "1"), resume=resume)
+    """With a loss whose state is lost if a checkpoint is."""
+    saving = ("SOLVER.CHECKPOINT_PERIOD", "1", "LONG_TAIL.LOSS.NAME", "EqualizationLossV2")
+    return train(config(folder, data, *saving), resume=resume)
 
 
 @pytest.mark.parametrize(
     "kills", [3, pytest.param(100, marks=pytest.mark.reliability)], ids=["short", "long"]
 )
 def test_killed_at_random_moments(tmp_path, data, kills):
-    """SIGKILL at random moments, most of them while a checkpoint is written, loses nothing."""
+    """SIGKILL at random moments, of many some while a file is written, loses nothing."""
     whole = start(train_always_saving, tmp_path / "whole", data, False)
     begin = time.monotonic()
     whole.join()
     duration = time.monotonic() - begin
     assert whole.exitcode == 0
-    draws, killed, round_number = random.Random(0), 0, 0
+    draws, killed, unfinished, round_number = random.Random(0), 0, 0, 0
     while killed < kills:
         round_number += 1
         folder = tmp_path / f"round_{round_number}"
@@ -204,9 +207,50 @@ def test_killed_at_random_moments(tmp_path, data, kills):
             process.kill()
             killed += 1
             process.join()
+            unfinished += any(folder.glob("*.part"))
         train_always_saving(folder, data, True)
         assert_same(contents(folder), contents(tmp_path / "whole"))
         assert not list(folder.glob("*.part"))
+    assert unfinished or kills < 100
+
+
+KILLED_AT = 4
+NEWEST = f"model_{KILLED_AT:07d}.pth"
+
+
+def kill_in_write(folder, data, function, name):
+    """Die as a file of a later checkpoint is about to reach the disk, or to take its name."""
+    call = getattr(os, function)
+
+    def fatal(*args):
+        is_later = name == NEWEST or Path(folder, NEWEST).exists()
+        if is_later and any(folder.glob(f"{name}.*.part")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args)
+
+    setattr(os, function, fatal)
+    train_always_saving(folder, data, False)
+
+
+@pytest.fixture(scope="module")
+def always_saved(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("always_saved")
+    train_always_saving(folder, data, False)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("name", [NEWEST, HISTORY_FILE, LAST_FILE])
+def test_killed_in_the_middle_of_a_write(tmp_path, data, always_saved, function, name):
+    """SIGKILL while any of the files of a checkpoint is written loses nothing."""
+    process = start(kill_in_write, tmp_path, data, function, name)
+    process.join(TIMEOUT)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*.part"))) == 1
+    assert (tmp_path / NEWEST).exists() == (name != NEWEST)
+    assert train_always_saving(tmp_path, data, True).start_iter == KILLED_AT
+    assert not list(tmp_path.glob("*.part"))
+    assert_same(contents(tmp_path), always_saved)
 
 
 # ---- damaged checkpoints
