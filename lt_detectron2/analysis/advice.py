@@ -184,7 +184,8 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
         ),
         settings=_repeating(CLASSIFIER={"NAME": "CosineLinear"}),
         later=(
-            "rog_softmax, which ranks the scores of rare classes among those of frequent ones",
+            "rog_softmax, if the classifier has to stay linear: it ranks the scores of rare "
+            "classes among those of frequent ones",
             "SeesawLoss with the same classifier, for photographs: it is the published combination",
             f"softmax first, then second_stage/crt on it ({SECOND_STAGES_PAGE})",
         ),

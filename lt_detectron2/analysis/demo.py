@@ -1,7 +1,7 @@
 """
 See a plain detector miss the rare classes and a long-tail one find them, on generated images.
 
-    python -m lt_detectron2.analysis.demo      about ten minutes on two CPU cores
+    python -m lt_detectron2.analysis.demo      four minutes on two CPU cores
     python -m lt_detectron2.analysis.demo --seeds 0 1 2 --methods softmax eqlv2 eqlv2_rfs
 
 Trains the methods with the same seeds and schedule, evaluates them by the LVIS metric, prints a

@@ -262,9 +262,11 @@ another one comes on top of that. They depend on what else the machine was doing
 {table}
 
 How to read it: compare a row with the control, which had as many iterations with the loss of the
-first stage, and not with the first stage. Differences of 2 AP between two rows of two seeds are
-noise, and APr rests on few classes. Strengths of calibrations are those of the papers, unless a row
-says that it was searched, on images of the training set.
+first stage (BAGS' "then tune" rows have twice as many), and not with the first stage. Differences
+of 2 AP between two rows of two seeds are noise, and APr rests on few classes. Strengths of
+calibrations are those of the papers, unless a row says that it was searched, on images of the
+training set.
+Numbers in parentheses are those of the rows of BAGS' main results ([papers](papers.md)).
 
 ## Every seed
 

@@ -180,8 +180,10 @@ Measured, not taken from a paper. Written by the command at the end; do not edit
 
 Box AP in percent on the validation set by the LVIS metric: over all classes, and over the rare (up
 to 10 training images), common (up to 100) and frequent ones. Mean over seeds ± standard deviation.
-All rows share model, data and schedule: 600 iterations of SGD from scratch, 3 epochs. RFS is
-repeat-factor sampling with the threshold of 100 images.
+All rows share backbone, data and schedule: 600 iterations of SGD from scratch, 3 epochs. RFS is
+repeat-factor sampling with the threshold of 100 images. LDAM and ECM have the normalised
+classifier, as their papers do. GAP's gamma and weight are 1, but for softmax + GAP + RFS with a
+linear classifier: 0.5 and 0.1, as published.
 
 {table}
 
@@ -190,8 +192,9 @@ and APr rests on 17 classes. The schedule is short; the order of methods at conv
 photographs, may be another. Where it is not what the papers say, [choosing.md](choosing.md) says
 so; [papers.md](papers.md) has what they report. An iteration takes as long with one loss as with
 another, within a few percent: [performance.md](performance.md) measures them side by side. Losses
-that draw (DropLoss, GOL, FBS-AEGL, softmax EQL) have drawn for fewer regions since commit 26a469e:
-with the same probabilities, but other numbers for the same seed. `EquilibriumLoss` is LOCE's, of a
+that draw (DropLoss, GOL, FBS-AEGL since commit 26a469e, softmax EQL since f51977b) draw for fewer
+regions now: with the same probabilities, but other numbers for the same seed. A + after a commit
+says that files differed from it. `EquilibriumLoss` is LOCE's, of a
 second stage, and on [the page of those](results_second_stages.md).
 
 ## Every seed
@@ -203,6 +206,8 @@ Machine: {machines}.
 ```
 python -m lt_detectron2.analysis.study --methods {methods} --page docs/results_synthlt.md
 ```
+
+Where there is a third seed, with `--seeds 0 1 2`.
 """
 
 

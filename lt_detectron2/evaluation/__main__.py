@@ -18,9 +18,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from ..data.datasets.annotation_json import FEDERATED_KEYS
 from ..errors import UserError, about
 from ..files import replacing
 from .detections import Detections
@@ -131,12 +133,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _format_of(path: str) -> str:
-    """LVIS files say of every image which categories were verified in it; COCO files do not."""
+    """LVIS files say of images which categories were looked for; COCO files do not."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return "lvis" if "neg_category_ids" in file.read() else "coco"
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "coco"  # whoever reads it next says what is wrong
+    return "lvis" if any(f'"{key}"' in text for key in FEDERATED_KEYS) else "coco"
 
 
 def _protocol(options: argparse.Namespace, file_format: str) -> Protocol:

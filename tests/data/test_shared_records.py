@@ -226,7 +226,7 @@ def test_lvis_format(places):
 
     def to_lvis(dataset):
         for image in dataset["images"]:
-            image["neg_category_ids"] = [3]
+            image.update(neg_category_ids=[3], not_exhaustive_category_ids=[])
 
     change(path, to_lvis)
     register_dataset("shared_records_lvis", path, places / NAMES[0])

@@ -177,7 +177,7 @@ def test_script_of_the_readme(tmp_path):
         to_coco(folder / "annotations" / f"{split}.json", tmp_path / "my" / f"{split}.json")
     base = REPOSITORY / "configs/SynthLT/eqlv2_rfs_smoke.yaml"
     short = "SOLVER: {MAX_ITER: 3}\nMODEL: {MASK_ON: False}\nOUTPUT_DIR: output\n"
-    (tmp_path / "my.yaml").write_text(f"_BASE_: {base}\n{short}")
+    (tmp_path / "detector.yaml").write_text(f"_BASE_: {base}\n{short}")
     readme = (REPOSITORY / "README.md").read_text()
     (script,) = re.findall(
         r"```python\n(from lt_detectron2.data.datasets .*?)```", readme, re.DOTALL

@@ -77,6 +77,15 @@ def test_official_backend(task, case, capsys, monkeypatch):
         main([*files, "--tasks", task, "--backend", "lvis", "--fixed", "5"])
 
 
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_half_an_lvis_file_is_no_coco_file(case, key):
+    dataset, results = small_set()
+    for image in dataset["images"]:
+        image.pop(key)
+    with pytest.raises(SystemExit, match=f"expected '{key}' for every image"):
+        main(case(dataset, results))
+
+
 def test_coco_and_fixed(case, capsys):
     dataset, results = random_set(np.random.default_rng(4), "segm")
     files = case(as_coco(dataset), results)

@@ -141,7 +141,9 @@ def _state_of_file(path: str | Path) -> tuple[str, int, int]:
 def _summary(dataset: Mapping[str, Any], path: str) -> AnnotationSummary:
     check_annotation_file(dataset, path)
     is_federated = any(key in image for image in dataset["images"] for key in FEDERATED_KEYS)
-    if not is_federated:
+    if is_federated:
+        _check_lvis(dataset, path)
+    else:
         _check_coco(dataset, path)
     categories = sorted(dataset["categories"], key=lambda category: category["id"])
     images = dataset["images"]
@@ -187,6 +189,18 @@ def write_annotation_json(
                 file.write((", " if start else "") + json.dumps(block)[1:-1])
                 progress.update(len(block))
         file.write("]}")
+
+
+def _check_lvis(dataset: Mapping[str, Any], path: str) -> None:
+    """The evaluation needs both lists of every image; better to hear of it before a training."""
+    for image in dataset["images"]:
+        for key in FEDERATED_KEYS:
+            if key not in image:
+                raise DatasetError(
+                    f"{path}: image {image['id']} has no {key!r}, and other images, or its other "
+                    "list, say that classes were looked for as in LVIS: add both lists to every "
+                    "image (they may be empty), or remove them from all"
+                )
 
 
 def _check_coco(dataset: Mapping[str, Any], path: str) -> None:
