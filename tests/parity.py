@@ -98,7 +98,7 @@ def main() -> int:
         "1e-6 belong to arrays that were recorded in float32. Of fbs_aegl, harmonic, hiou,\n"
         "openimages_eval and eqlv2_2csoftmax_derived no official code was run: they were recorded\n"
         "from the formulas, in plain NumPy.\n\n"
-        "The arrays (2 GiB) are not part of the repository: they are looked for in\n"
+        "The arrays (7 MB) are not part of the repository: they are looked for in\n"
         "`../shared/golden`, or where `LT_DETECTRON2_GOLDEN` says. Without them these comparisons\n"
         "are skipped, and values that were derived by hand are still checked.\n\n"
         f"Commit {commit}, torch {torch.__version__}, {platform.processor() or platform.machine()}"
