@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lt_detectron2.losses import GroupSoftmaxLoss, SoftmaxCrossEntropyLoss
+from lt_detectron2.ops import softmax_ce
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.parity import compare
@@ -36,6 +37,21 @@ def test_value_by_hand():
     assert_close(value.item(), math.log(2) + math.log(3))
     scores = loss.scores(torch.zeros(1, 7))
     assert_close(scores[0].tolist(), [1 / 4, 1 / 6, 1 / 6, 1 / 2])
+
+
+@pytest.mark.parametrize("kind", BATCH_KINDS)
+def test_groups_compute_the_regions_that_they_take(kind: str, monkeypatch: pytest.MonkeyPatch):
+    loss, rows = GroupSoftmaxLoss(K, STATISTICS, beta=1.0), []
+    shifted = softmax_ce._shifted
+    monkeypatch.setattr(
+        softmax_ce, "_shifted", lambda z, *args: rows.append(len(z)) or shifted(z, *args)
+    )
+    logits, targets = batch(loss, kind=kind)
+    taken = loss.sampling_mask(loss.group_labels[targets])
+    loss.sampling_mask = lambda group_labels: taken
+    loss(logits, targets)
+    assert rows == taken.sum(dim=0).tolist()
+    assert sum(rows) < taken.numel()
 
 
 def test_one_group_that_takes_all_is_two_softmaxes():

@@ -171,6 +171,21 @@ def test_no_row(operation: Operation):
     assert of_no_row(logits).loss.shape == (0,)
 
 
+def test_rows_of_weight_0_are_not_looked_at():
+    weights = SOME_ROWS
+    operation, expected = _softmax(SoftmaxPart(_targets(L), weights))
+    logits = _logits()
+    with torch.no_grad():
+        logits[weights == 0] = torch.nan
+    result = operation(logits, class_gradients=True)
+    (gradient,) = torch.autograd.grad(result.loss.sum(), logits)
+    read = logits.detach().nan_to_num()  # of rows that do not count
+    plain = expected(read.requires_grad_())
+    assert_close(result.loss, plain)
+    assert_close(gradient, torch.autograd.grad(plain.sum(), read)[0])
+    assert torch.isfinite(result.negative_gradient).all()
+
+
 @each_operation
 def test_it_can_be_differentiated_once(operation: Operation):
     logits = _logits()
