@@ -17,7 +17,6 @@ SIGTERM and Ctrl-C end a training after its step with a checkpoint, and exit sta
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -32,6 +31,7 @@ from lt_detectron2.analysis.provenance import record_start
 from lt_detectron2.analysis.training_figures import log_figures
 from lt_detectron2.data.statistics import read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
+from lt_detectron2.engine.full_disk import explaining_full_disk
 from lt_detectron2.engine.launch import launch
 from lt_detectron2.engine.own_data import log_own_data
 from lt_detectron2.engine.setup import check_config, keeping_config_of_training, load_config
@@ -40,24 +40,25 @@ from lt_detectron2.errors import DatasetError, UserError
 
 
 def main(args: argparse.Namespace) -> Any:
-    cfg = setup(args)
-    if args.eval_only:
-        results = evaluate(cfg)
-    else:
-        trainer = LongTailTrainer(cfg)
-        log_figures(trainer)
-        trainer.resume_or_load(resume=args.resume)
-        results = trainer.train()
-    report(cfg)
-    return results
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Load and check the config, and prepare logging, seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg, args)
     if args.eval_only:
         cfg = with_statistics_of_checkpoint(cfg)
+    with explaining_full_disk(cfg.OUTPUT_DIR):
+        setup(cfg, args)
+        if args.eval_only:
+            results = evaluate(cfg)
+        else:
+            trainer = LongTailTrainer(cfg)
+            log_figures(trainer)
+            trainer.resume_or_load(resume=args.resume)
+            results = trainer.train()
+        report(cfg)
+    return results
+
+
+def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepare logging, seeds and the output folder."""
     keeps = args.eval_only and comm.is_main_process()
     with keeping_config_of_training(cfg.OUTPUT_DIR) if keeps else nullcontext():
         default_setup(cfg, args)
@@ -65,7 +66,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if comm.is_main_process():
         record_start(cfg.OUTPUT_DIR, continues=args.resume or args.eval_only)
     log_own_data(cfg)
-    return cfg
 
 
 def evaluate(cfg: CfgNode) -> dict[str, Any]:
@@ -121,9 +121,3 @@ if __name__ == "__main__":
         )
     except UserError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(
-            f"error: {error}: make room, and go on with --resume, or choose another OUTPUT_DIR"
-        )

@@ -31,6 +31,15 @@ HISTORY_FILE = "checkpoint_history"
 """The names of all checkpoints of this training, oldest first."""
 
 
+def what_is_kept(folder: str) -> str:
+    """For the message of what fails: the newest checkpoint of a folder, if there is any."""
+    try:
+        with open(os.path.join(folder, LAST_FILE), encoding="utf-8") as file:
+            return f"{os.path.join(folder, file.read().strip())} is kept"
+    except OSError:
+        return "there is no earlier checkpoint"
+
+
 class StatisticsRecord:
     """Puts class statistics into a checkpoint, and compares them with those of one resumed from."""
 
@@ -125,12 +134,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename)
 
     def _cannot_write(self, path: str, error: OSError) -> str:
-        kept = "there is no earlier one"
-        if self.has_checkpoint():
-            kept = f"{self.get_checkpoint_file()} is kept"
         return (
-            f"checkpoint {path} could not be written ({error.strerror}), and {kept}: make sure "
-            "that OUTPUT_DIR has space and can be written"
+            f"checkpoint {path} could not be written ({error.strerror}), and "
+            f"{what_is_kept(self.save_dir)}: make sure that OUTPUT_DIR has space and can be written"
         )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

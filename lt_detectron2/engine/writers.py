@@ -20,6 +20,7 @@ from detectron2.utils.events import (
 )
 
 from ..errors import ConfigError
+from .full_disk import naming
 
 METRICS_FILE = "metrics.json"
 CSV_FILE = "metrics.csv"
@@ -59,17 +60,17 @@ class CSVWriter(ScalarWriter):
 
     def __init__(self, path: str | Path):
         super().__init__()
-        self._file = open(path, "a", encoding="utf-8")
-        if not self._file.tell():
-            self._file.write("iteration,name,value\n")
+        self._file_handle = open(path, "a", encoding="utf-8")
+        if not self._file_handle.tell():
+            self._file_handle.write("iteration,name,value\n")
 
     def write_scalars(self, iteration: int, values: dict[str, float]) -> None:
         for name, value in sorted(values.items()):
-            self._file.write(f"{iteration},{name},{value:.8g}\n")
-        self._file.flush()
+            self._file_handle.write(f"{iteration},{name},{value:.8g}\n")
+        self._file_handle.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._file_handle.close()
 
 
 class WandbWriter(ScalarWriter):
@@ -161,7 +162,22 @@ class WriteAfterEvaluation(hooks.PeriodicWriter):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         regular = done % self._period == 0 or done == self.trainer.max_iter
-        if not regular and any(done % period == 0 for period in self._measuring):
-            for writer in self._writers:
+        if regular or any(done % period == 0 for period in self._measuring):
+            self._write()
+
+    def after_train(self) -> None:
+        self._write()
+        for writer in self._writers:
+            with naming(_file_of(writer)):
+                writer.close()
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            with naming(_file_of(writer)):
                 writer.write()
-        super().after_step()
+
+
+def _file_of(writer: EventWriter) -> str:
+    """What an error of it should name."""
+    file = getattr(writer, "_file_handle", None)
+    return f"a file of {type(writer).__name__}" if file is None else file.name

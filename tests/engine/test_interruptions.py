@@ -1,6 +1,8 @@
 """What a job does when a process of it dies, or when the disk is full."""
 
+import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -8,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
+import train_net
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.errors import CheckpointError, UserError
 from tests.engine.toy_jobs import CONTEXT, TIMEOUT, launch_forked, launch_pair, start
@@ -101,19 +106,28 @@ def train_with_little_space(folder, data, log):
     train(config(folder, data, "SOLVER.CHECKPOINT_PERIOD", "5", "SOLVER.MAX_ITER", "5"))
     size = Path(folder, "model_final.pth").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger("lt_detectron2").addHandler(handler)
     try:
         train(config(folder, data, "SOLVER.CHECKPOINT_PERIOD", "5"), resume=True)
     except CheckpointError as error:
-        log.send(str(error))
+        log.send((str(error), logged))
 
 
-def test_full_disk(tmp_path, data, caplog):
+def test_full_disk(tmp_path, data):
     """A checkpoint that finds no space is reported; the one before stays, and no part of it."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = start(train_with_little_space, tmp_path, data, sender)
     assert receiver.poll(TIMEOUT)
-    message = receiver.recv()
+    message, logged = receiver.recv()
     process.join()
+    failures = [line for line in logged if "Training goes on" in line]
+    assert [re.search(r"model_\d+.pth could not", line)[0] for line in failures] == [
+        f"model_{step:07d}.pth could not" for step in (9, 14, 19)
+    ]
+    assert all("the next attempt is after 5 iterations" in line for line in failures)
     assert "model_final.pth could not be written (File too large)" in message
     assert "model_final.pth is kept" in message
     assert not list(tmp_path.glob("*.part"))
@@ -124,6 +138,43 @@ def test_full_disk(tmp_path, data, caplog):
     # Training went on after the first failure, to the end, and resumes with space.
     assert train(config(tmp_path, data), resume=True).start_iter == 5
     assert (tmp_path / "model_final.pth").stat().st_size > 0
+
+
+def train_by_command_line(folder, data):
+    cfg = config(folder / "run", data, "SOLVER.CHECKPOINT_PERIOD", "8", "SOLVER.MAX_ITER", "40")
+    file = folder / f"{comm.get_rank()}.yaml"
+    file.write_text(cfg.dump())
+    train_net.main(default_argument_parser().parse_args(["--config-file", str(file)]))
+
+
+def run_program(log, processes, *args):
+    """What train_net.py would end with."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        try:
+            launch_forked(monkeypatch, train_by_command_line, *args, processes=processes)
+            log.send("")
+        except Exception as error:
+            log.send(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_space_for_other_files(tmp_path, data, processes):
+    """Any file that finds no space ends all processes with its name, and what to go on from."""
+    run = tmp_path / "run"
+    run.mkdir()
+    metrics = run / "metrics.json"
+    metrics.symlink_to("/dev/full")
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    start(run_program, sender, processes, tmp_path, data)
+    assert receiver.poll(TIMEOUT)
+    assert receiver.recv() == (
+        f"UserError: {metrics} could not be written (No space left on device), and "
+        f"{run}/model_0000015.pth is kept: make room, and go on with --resume, or choose another "
+        "OUTPUT_DIR"
+    )
+    metrics.unlink()
+    assert train(config(run, data), resume=True).start_iter == 16
 
 
 ROOM = 16 * 1024
