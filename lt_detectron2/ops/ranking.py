@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import one_pass
+
 NO_ERROR = 1e-10
 """Sums of H up to here are rounding, as in the official code: the positive stands above all."""
 
@@ -305,7 +307,7 @@ def _bucket_finder(windows: _Windows) -> Callable[..., Tensor]:
     however its arithmetic is rounded, so that the comparisons have the last word.
     """
     ends = windows.ends
-    if ends.device.type != "cpu":
+    if not one_pass.looking_is_free(ends):
         return functools.partial(_search, ends)
     low = windows.low
     scale = GRID_BINS / (windows.high - low)

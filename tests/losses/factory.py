@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,9 @@ STATISTICS = ClassStatistics(
 )
 K = STATISTICS.num_classes
 RANDOM_METHODS = ("uniform", "sampling_mask")
+needs_new_compiler = pytest.mark.skipif(
+    torch.__version__ < (2, 6), reason="torch.compile of old versions knows less of Python"
+)
 
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "BalancedSoftmaxLoss": ({"tau": 0.5},),

@@ -33,6 +33,7 @@ from .factory import (
     build,
     cases,
     loss_classes,
+    needs_new_compiler,
     needs_statistics,
     state_of,
     train,
@@ -377,15 +378,10 @@ def test_training_never_waits_for_the_device(make: Make, monkeypatch: pytest.Mon
             loss.region_losses(logits, targets, reduction="mean").backward()
 
 
-needs_new_compiler = pytest.mark.skipif(
-    torch.__version__ < (2, 6), reason="torch.compile of old versions knows less of Python"
-)
-
-
 @needs_new_compiler
-@each_loss
-def test_compiles_without_a_graph_break(loss_class: LossClass):
-    loss, compiled = (build(loss_class, draw=_halves, replay=False) for _ in range(2))
+@each_case
+def test_compiles_without_a_graph_break(make: Make):
+    loss, compiled = (make(draw=_halves, replay=False) for _ in range(2))
     torch._dynamo.reset()
     compiled.compile(fullgraph=True, backend="eager")
     logits, targets = batch(loss, dtype=torch.float32)

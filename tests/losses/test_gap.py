@@ -19,14 +19,14 @@ from lt_detectron2.losses import (
     SeesawLoss,
 )
 from lt_detectron2.losses.base import ClassificationLoss
-from lt_detectron2.ops import ranking
+from lt_detectron2.ops import one_pass
 from lt_detectron2.statistics import ClassStatistics
 from tests.golden import load_golden
 from tests.ops import ranking_reference
 from tests.parity import compare
 from tests.synchronisation import NoSynchronisation
 
-from .factory import BATCH_KINDS, STATISTICS, K, cases, state_of
+from .factory import BATCH_KINDS, STATISTICS, K, cases, needs_new_compiler, state_of
 from .two_processes import run_in_two_processes
 
 METHOD = "GAPLoss"
@@ -409,7 +409,7 @@ def test_two_processes_count_as_one(two_processes: list[dict[str, Any]]):
 def test_training_never_waits_for_the_device(
     switches: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ranking, "_bucket_finder", _as_on_a_gpu)
+    monkeypatch.setattr(one_pass, "looking_is_free", lambda tensor: False)  # as on a GPU
     monkeypatch.setattr("lt_detectron2.losses.gap.check_targets", lambda *_: None)
     gap = _gap(**switches)
     logits, targets = _batch()
@@ -418,8 +418,15 @@ def test_training_never_waits_for_the_device(
         gap(logits, targets).loss.backward()
 
 
-def _as_on_a_gpu(windows: ranking._Windows) -> Callable[..., Tensor]:
-    return lambda cells, out: ranking._search(windows.ends, cells, out)
+@needs_new_compiler
+@each_setting
+def test_compiles_without_a_graph_break(switches: dict[str, object]):
+    gap, compiled = (_gap(**switches) for _ in range(2))
+    torch._dynamo.reset()
+    compiled.compile(fullgraph=True, backend="eager")
+    logits, targets = _batch(dtype=torch.float32)
+    assert_close(_run(compiled, logits, targets), _run(gap, logits, targets))
+    assert_close(dict(compiled.named_buffers()), dict(gap.named_buffers()))
 
 
 # ---- what each classification loss hands over

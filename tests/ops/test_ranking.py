@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lt_detectron2.ops import ranking, ranking_errors
+from lt_detectron2.ops import one_pass, ranking, ranking_errors
 from tests.golden import load_golden
 from tests.parity import compare
 from tests.synchronisation import NoSynchronisation
@@ -271,11 +271,7 @@ def test_not_a_number_is_not_hidden(cell: int):
 
 def test_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
     # As on a GPU, where no grid is built.
-    monkeypatch.setattr(
-        ranking,
-        "_bucket_finder",
-        lambda windows: lambda cells, out: ranking._search(windows.ends, cells, out),
-    )
+    monkeypatch.setattr(one_pass, "looking_is_free", lambda tensor: False)
     scores, (positives, groups) = _scores("spread"), _positives()
     scores.requires_grad_()
     valid = torch.arange(9) > 2
