@@ -141,12 +141,29 @@ def test_many_regions(make: Make, regions: int):
     (gradient,) = torch.autograd.grad(value, logits)
     assert is_finite(value, gradient)
     assert_valid(loss, logits)
-    again = make()
-    if isinstance(again, Ranked):
-        expected = again(logits[:, :], targets)  # its kernel chooses its precision itself
-    else:
-        expected = again(logits.double(), targets)
+    expected = make()(logits.double(), targets)
     assert_close(value, expected.to(value.dtype), rtol=1e-4, atol=1e-5)
+
+
+@each_case
+@pytest.mark.parametrize("std", [2.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_logits(make: Make, dtype: torch.dtype, std: float):
+    """Logits of 16 bits, up to 1e4 and more, give the loss and gradient that they have in 32."""
+    loss = make()
+    logits, targets = batch(loss, 32, std=std)
+    half = logits.detach().clamp(-6e4, 6e4).to(dtype).requires_grad_()
+    single = half.detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        value = loss(half, targets)
+    expected = make()(single, targets)
+    assert value.dtype == torch.float32 and is_finite(value)
+    assert_close(value, expected)
+    (gradient,) = torch.autograd.grad(value, half)
+    (wanted,) = torch.autograd.grad(expected, single)
+    assert gradient.dtype == dtype and is_finite(gradient)
+    assert_close(gradient, wanted.to(dtype))
+    assert_valid(loss, half)
 
 
 @each_case
