@@ -20,6 +20,8 @@ Record = dict[str, Any]
 WIDE_MODES = ("I", "F")
 """First letters of Pillow's modes of more than 8 bits a channel, which it clips to white."""
 
+RUN_LENGTHS_REMEDY = "set INPUT.MASK_FORMAT bitmask for masks that are no polygons, or mend it"
+
 
 class CheckedMapper:
     """
@@ -65,9 +67,11 @@ class CheckedMapper:
                 self.mapper({**copy.deepcopy(record), "annotations": [annotation]})
             except Exception as own:
                 box, segmentation = map(shown, map(annotation.get, ("bbox", "segmentation")))
+                is_run_lengths = isinstance(annotation.get("segmentation"), dict)
+                remedy = RUN_LENGTHS_REMEDY if is_run_lengths else "mend or remove it"
                 return (
                     f"has an annotation, number {number}, with the box {box} and the segmentation "
-                    f"{segmentation}, that cannot be used ({reason(own)}): mend or remove it"
+                    f"{segmentation}, that cannot be used ({reason(own)}): {remedy}"
                 )
         return f"has annotations that cannot be used ({reason(error)}): mend or remove them"
 

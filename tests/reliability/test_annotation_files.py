@@ -1,5 +1,6 @@
 """Damaged annotation files: read for training and for evaluation, or explained in one sentence."""
 
+import copy
 import json
 import logging
 from functools import partial
@@ -9,12 +10,17 @@ import pycocotools.mask
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import strategies as st
+from PIL import Image
 
 from lt_detectron2.data import statistics as data_statistics
+from lt_detectron2.data.build import training_records
 from lt_detectron2.data.datasets import annotation_json, register_dataset
 from lt_detectron2.data.datasets.annotation_json import summarize_annotation_json
+from lt_detectron2.data.images import build_mapper
 from lt_detectron2.data.statistics import dataset_statistics
-from lt_detectron2.errors import DatasetError
+from lt_detectron2.data.validate import is_visible
+from lt_detectron2.engine.setup import load_config
+from lt_detectron2.errors import DatasetError, UserError
 from lt_detectron2.evaluation import load_ground_truth
 
 from .mutations import changed, damaged, each_number, explore, works_or_is_explained
@@ -119,6 +125,60 @@ def test_damaged_file_for_training(path, kind, number):
         works_or_is_explained(lambda: read_for_training(path), str(path), RECORD)
 
     explore(check, number, contents(kind))
+
+
+def with_masks(kind, only_polygons):
+    """Bytes of files of which the masks or boxes, or something else, are changed."""
+    dataset = copy.deepcopy(FILES[kind])
+    entries = dataset["annotations"]
+    if only_polygons:
+        entries[1]["segmentation"] = [[2, 2, 9, 3, 5, 8]]
+        entries[2]["segmentation"] = [[1.5, 2, 7, 20, 30, 22, 31, 3]]
+    shapes = [{key: entry[key] for key in ("segmentation", "bbox")} for entry in entries]
+
+    def put_back(shapes):
+        changed = [
+            entry | shape if isinstance(shape, dict) else entry
+            for entry, shape in zip(entries, shapes)
+        ]
+        return json.dumps(dataset | {"annotations": changed}).encode("utf-8", "replace")
+
+    return st.one_of(changed(shapes).map(put_back), contents(kind))
+
+
+@each_format
+@pytest.mark.parametrize("masks", ["polygon", "bitmask"])
+@each_number(40, 400)
+def test_damaged_file_is_mapped(path, kind, masks, number):
+    """What a training with masks gets of a damaged annotation file, or one error names the file."""
+    for id in (7, 3, 5):
+        Image.new("RGB", (WIDTH, HEIGHT), (90, 100, 110)).save(path.parent / f"{id}.jpg")
+    cfg = load_config(
+        "",
+        ["DATASETS.TRAIN", f"('{NAME}',)", "MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", masks]
+        + ["INPUT.MIN_SIZE_TRAIN", "(20,)"],
+    )
+    mapper = build_mapper(cfg, is_train=True)
+    mapped = []
+
+    def check(content):
+        write(path, content)
+        try:
+            read_for_training(path)
+            records = training_records(cfg)
+        except UserError:
+            return  # test_damaged_file_for_training looks at what it says
+        for record in records:
+            read = partial(mapper, record)
+            example = works_or_is_explained(read, record["file_name"], r"^image \d+ ")
+            if example is not None:
+                mapped.append(example["instances"])
+                entries = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+                wanted = [a for a in entries if is_visible(a, record)]  # the others are listed
+                assert len(example["instances"]) == len(wanted)
+
+    explore(check, number, with_masks(kind, only_polygons=masks == "polygon"))
+    assert mapped
 
 
 @each_format
