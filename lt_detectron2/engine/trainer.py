@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +39,7 @@ from ..modeling.components import build
 from ..modeling.freeze import train_only
 from ..random_state import keeping_random_state
 from ..statistics import ClassStatistics
+from .blame import build_or_blame
 from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
 from .feature_memory import fill_feature_memory
@@ -196,8 +199,17 @@ class LongTailTrainer(DefaultTrainer):
         return build_writers(self.cfg, self.max_iter)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        return build_or_blame("the model", super().build_model, cfg)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        return build_clipped_optimizer(cfg, model)
+        return build_or_blame("the optimizer", partial(build_clipped_optimizer, model=model), cfg)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        build = partial(build_lr_scheduler, optimizer=optimizer)
+        return build_or_blame("the schedule of learning rates", build, cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -31,8 +31,9 @@ REMEDY = re.compile(
     r"(?:[:;,]| or| and) (?:add|check|choose|compare|complete|convert|copy|correct|did you mean|"
     r"encode|evaluate|export|get|give|keep|look|mend|name|number|pass|predict|put|register|remove|"
     r"renumber|run|save|see|set|use|write|expected one of:)(?: [^:;]*)?$"
+    r"|must be [^:;]+, got [^:;]+$"
 )
-"""What a message ends with: what to do, or what there is to choose from."""
+"""What a message ends with: what to do, what there is to choose from, or what a value must be."""
 
 INTERNALS = re.compile(
     r"Traceback|<class |<_io|object at 0x|NoneType|is not iterable|has no attribute|\bself\b|"

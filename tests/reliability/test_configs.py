@@ -1,13 +1,20 @@
 """Damaged configs: loaded and checked, or explained in one sentence; none can run a program."""
 
 import argparse
+import copy
 
 import pytest
 import yaml
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from hypothesis import strategies as st
+from torch import nn
 
+from lt_detectron2.data.statistics import write_statistics
 from lt_detectron2.engine.setup import check_config, load_config
-from lt_detectron2.errors import ConfigError
+from lt_detectron2.engine.trainer import LongTailTrainer
+from lt_detectron2.errors import ConfigError, UserError
+from lt_detectron2.statistics import ClassStatistics
 
 from .mutations import changed, damaged, each_number, explore, works_or_is_explained
 
@@ -61,6 +68,111 @@ def test_damaged_config(tmp_path, number):
         works_or_is_explained(load, str(path), KEY)
 
     explore(check, number, CONTENTS)
+
+
+@BACKBONE_REGISTRY.register()
+class OneLayer(Backbone):
+    """One feature map; a model with it is built in some milliseconds."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.layer = nn.Conv2d(input_shape.channels, 4, 3)
+
+    def forward(self, image):
+        return {"res4": self.layer(image)}
+
+    def output_shape(self):
+        return {"res4": ShapeSpec(channels=self.layer.out_channels, stride=16)}
+
+
+TO_BUILD = copy.deepcopy(CONFIG)
+TO_BUILD["MODEL"] |= {
+    "BACKBONE": {"NAME": "OneLayer"},
+    "ANCHOR_GENERATOR": {"SIZES": [[32, 64]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
+    "RPN": {"IN_FEATURES": ["res4"], "NMS_THRESH": 0.7, "BATCH_SIZE_PER_IMAGE": 8},
+}
+TO_BUILD["MODEL"]["ROI_HEADS"] |= {"IN_FEATURES": ["res4"], "IOU_THRESHOLDS": [0.5]}
+TO_BUILD["MODEL"]["ROI_BOX_HEAD"] |= {"FC_DIM": 8, "BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0]}
+TO_BUILD["SOLVER"] |= {
+    **{"MOMENTUM": 0.9, "WEIGHT_DECAY": 0.0001, "GAMMA": 0.1, "BIAS_LR_FACTOR": 1.0},
+    **{"LR_SCHEDULER_NAME": "WarmupMultiStepLR", "WARMUP_ITERS": 2, "WARMUP_FACTOR": 0.1},
+    "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 1.0},
+}
+
+
+def build(cfg):
+    model = LongTailTrainer.build_model(cfg)
+    LongTailTrainer.build_lr_scheduler(cfg, LongTailTrainer.build_optimizer(cfg, model))
+
+
+@pytest.fixture
+def counts(tmp_path):
+    path = tmp_path / "counts.json"
+    write_statistics(ClassStatistics([*range(1, 17)], [*range(1, 17)], 100), path)
+    return ["LONG_TAIL.STATISTICS", str(path), "OUTPUT_DIR", str(tmp_path / "output")]
+
+
+@each_number(60, 600)
+def test_damaged_config_of_a_model(tmp_path, counts, number):
+    """Model, optimizer and schedule of a config that passes are built, or a key is named."""
+    path = tmp_path / "config.yaml"
+    built = []
+
+    def check(content):
+        path.write_bytes(as_yaml(content))
+        try:
+            cfg = load_config(str(path), counts)
+            check_config(cfg, argparse.Namespace(eval_only=False, config_file="", opts=[]))
+        except UserError:
+            return  # test_damaged_config looks at what it says
+        built.append(works_or_is_explained(lambda: build(cfg) or "done", "", KEY))
+
+    check(TO_BUILD)
+    assert built == ["done"]
+    explore(check, number, changed(TO_BUILD))
+    assert len(built) > number // 8
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ("SOLVER.STEPS (8,6)", r"schedule .* with SOLVER.STEPS \(8, 6\)"),
+        ("SOLVER.MAX_ITER 0 SOLVER.STEPS ()", "schedule .* with SOLVER.MAX_ITER 0"),
+        ("SOLVER.LR_SCHEDULER_NAME Cosine", "Unknown LR scheduler: Cosine.: correct it"),
+        ("SOLVER.BASE_LR -1.0", "optimizer .* with SOLVER.BASE_LR -1.0"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0.0", "CLIP_GRADIENTS.CLIP_VALUE 0.0 .*must be > 0"),
+        ("MODEL.BACKBONE.NAME resnet", "model .* with MODEL.BACKBONE.NAME 'resnet' .*No object"),
+        ("MODEL.RPN.IN_FEATURES ('p2',)", r"with MODEL.RPN.IN_FEATURES \['p2'\] .KeyError 'p2'"),
+        ("MODEL.PIXEL_MEAN [1.0,2.0]", r"with MODEL.PIXEL_MEAN \[1.0, 2.0\]"),
+        ("LONG_TAIL.LOSS.SeesawLoss.P None", "with LONG_TAIL.LOSS.SeesawLoss.P None: correct it"),
+        (
+            "MODEL.PIXEL_MEAN None SOLVER.BASE_LR 0.1 MODEL.ROI_HEADS.IN_FEATURES ('a',)",
+            r"with MODEL.PIXEL_MEAN None",
+        ),
+    ],
+)
+def test_key_is_named(tmp_path, counts, overrides, message):
+    """The error of a value that passes the checks names its key, also beside another bad one."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(as_yaml(TO_BUILD))
+    with pytest.raises(ConfigError, match=message):
+        build(load_config(str(path), [*overrides.split(), *counts]))
+
+
+def test_own_code_is_not_blamed_on_the_config(tmp_path, counts):
+    """An error inside a user's own component is raised as it is, with its traceback."""
+
+    class Faulty(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            raise KeyError("a bug")
+
+    META_ARCH_REGISTRY.register(Faulty)
+    try:
+        with pytest.raises(KeyError, match="a bug"):
+            build(load_config("", ["MODEL.META_ARCHITECTURE", "Faulty", *counts]))
+    finally:
+        del META_ARCH_REGISTRY._obj_map["Faulty"]
 
 
 @each_number(20, 200)
