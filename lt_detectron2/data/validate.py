@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
+from ..files import replacing
 from ..progress import track
 from .annotation_schema import is_number
 
@@ -20,7 +23,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 LISTED = 10
-"""Records that a message names; of the others it gives the number."""
+"""Records that a message names; all of more are listed in a file."""
 
 
 def load_records(name: str) -> list[dict[str, Any]]:
@@ -102,13 +105,31 @@ def usable_records(
 def report_left_out(
     source: str, names: Sequence[Any], reason: str, kind: str = "with the ids"
 ) -> None:
-    """Log how many annotations a training goes without, and which."""
-    if names:
-        listed = ", ".join(map(str, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
-        logger.warning(
-            "%s: %d annotations %s and are left out, %s %s: mend or remove them",
-            *(source, len(names), reason, kind, listed),
-        )
+    """Log how many annotations a training goes without, and which; many are listed in a file."""
+    if not names:
+        return
+    listed = ", ".join(map(str, names[:LISTED]))
+    if len(names) > LISTED:
+        listed += f", ... {_write_list(source, names, kind)}"
+    logger.warning(
+        "%s: %d annotations %s and are left out, %s %s: mend or remove them",
+        *(source, len(names), reason, kind, listed),
+    )
+
+
+def _write_list(source: str, names: Sequence[Any], kind: str) -> str:
+    """Write one name a line beside an annotation file, or where temporary files go; says where."""
+    name = f"{os.path.basename(source)}.left_out_{kind.split()[-1]}.txt"
+    beside = [os.path.dirname(source)] if os.path.isfile(source) else []
+    for folder in (*beside, tempfile.gettempdir()):
+        place = os.path.join(folder, name)
+        try:
+            with replacing(place) as file:
+                file.writelines(f"{left_out}\n" for left_out in names)
+        except OSError:  # data sets often lie on read-only disks
+            continue
+        return f"(all in {place})"
+    return "(the rest could not be written to a file)"
 
 
 def check_masks(records: Sequence[Record], source: str) -> None:

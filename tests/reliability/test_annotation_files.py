@@ -241,6 +241,26 @@ def test_boxes_off_their_image_are_listed(path, kind, caplog):
     assert "of images 3, 7: mend or remove them" in caplog.text
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_all_that_is_left_out_is_listed(path, tmp_path, caplog, monkeypatch, is_writable):
+    """More than ten annotations that are left out are all in a file, which the log names."""
+    dataset = annotations(False)
+    entry = dataset["annotations"][0]
+    dataset["annotations"] += [{**entry, "id": n, "bbox": [4, 4, 0, 5]} for n in range(10, 40)]
+    write(path, json.dumps(dataset).encode())
+    folder = tmp_path
+    if not is_writable:  # a folder of that name cannot be replaced by a file
+        (tmp_path / "set.json.left_out_images.txt").mkdir()
+        folder = tmp_path / "temporary"
+        folder.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+    dataset_statistics((NAME,))
+    (warning,) = [r.getMessage() for r in caplog.records if "are left out" in r.getMessage()]
+    listed = folder / "set.json.left_out_images.txt"
+    assert f"... (all in {listed})" in warning and "30 annotations" in warning
+    assert listed.read_text().split() == ["7"] * 30
+
+
 def test_short_polygons_of_coco_are_listed(path, caplog):
     """COCO annotations whose polygons all have two points are left out; the log lists their ids."""
     dataset = annotations(False)
