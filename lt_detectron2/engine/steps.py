@@ -31,7 +31,7 @@ class StepTrainer(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as SimpleTrainer.
         micro_batches: parts of a batch, one after the other; less memory for the same step.
-        precision: type of autocast, or None for none. float16 scales gradients, and needs CUDA.
+        precision: type of autocast, or None for none. float16 scales gradients.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class StepTrainer(SimpleTrainer):
         self.micro_batches = micro_batches
         self.precision = precision
         self.device_type = next(model.parameters()).device.type
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=precision == torch.float16)
+        is_scaled = precision == torch.float16
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=is_scaled)
 
     def run_step(self) -> None:
         start = time.perf_counter()

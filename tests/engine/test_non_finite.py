@@ -33,8 +33,8 @@ def trainer(tmp_path):
         "configs/SynthLT/softmax_smoke.yaml",
         ["DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
         + ["MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES), "SOLVER.IMS_PER_BATCH", "8"]
-        + ["LONG_TAIL.LOSS.NAME", "DropLoss", "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "3"]
-        + ["DATALOADER.NUM_WORKERS", "0", "MODEL.MASK_ON", "True"],
+        + ["LONG_TAIL.LOSS.NAME", "EqualizationLossV2", "MODEL.DEVICE", "cpu"]
+        + ["DATALOADER.NUM_WORKERS", "0", "MODEL.MASK_ON", "True", "SOLVER.MAX_ITER", "3"],
     )
     yield LongTailTrainer(cfg)
     small_set.unregister(NAME)

@@ -1,5 +1,7 @@
 """A step in micro-batches is the step of the whole batch; mixed precision on a CPU."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -149,6 +151,66 @@ def test_detector_in_bfloat16_and_parts(tmp_path):
     state = trainer.state_dict()
     trainer.load_state_dict(state)
     assert "grad_scaler" in state
+
+
+def in_float16(device, batches):
+    torch.manual_seed(0)
+    model = Classifier(SoftmaxCrossEntropyLoss(CLASSES)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    return StepTrainer(model, batches, optimizer, micro_batches=2, precision=torch.float16)
+
+
+def on(device, step):
+    return [(features.float().to(device), targets.to(device)) for features, targets in images(step)]
+
+
+def run_step(trainer):
+    with EventStorage():
+        trainer.iter = 0
+        trainer.run_step()
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")),
+    ],
+)
+def test_float16(device):
+    """Gradients are scaled and taken back; one that overflows costs its step and halves it."""
+    one = torch.ones(1, 1, device=device)
+    try:
+        with torch.autocast(device, dtype=torch.float16):
+            computes = (one @ one).dtype == torch.float16
+    except RuntimeError:
+        computes = False
+    if not computes:
+        pytest.skip("this torch has no float16 here")
+    batch = on(device, 0)
+    trainer = in_float16(device, [batch, batch])
+    expected = copy.deepcopy(trainer.model)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.5)
+    sum(expected(batch).values()).backward()
+    optimizer.step()
+
+    run_step(trainer)
+    layer, scale = trainer.model.layer, trainer.grad_scaler.get_scale()
+    assert trainer.grad_scaler.is_enabled() and scale > 1
+    assert trainer.model.seen == [(2, torch.float16)] * 2 and layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight, expected.layer.weight, rtol=5e-3, atol=5e-4)
+
+    before = layer.weight.detach().clone()
+    handle = layer.weight.register_hook(lambda gradient: gradient * float("inf"))
+    run_step(trainer)
+    handle.remove()
+    assert torch.equal(layer.weight, before)
+    assert trainer.grad_scaler.get_scale() == scale / 2
+
+    resumed = in_float16(device, [batch])
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.grad_scaler.state_dict() == trainer.grad_scaler.state_dict()
+    assert resumed.grad_scaler.get_scale() == scale / 2
 
 
 def test_which_steps_a_config_has():
