@@ -31,7 +31,7 @@ from pathlib import Path
 
 import reliability
 from install_detectron2 import LAYOUT
-from reliability import ROOT
+from reliability import IN_PARALLEL, ROOT
 from setup_environment import pinned
 
 FOLDER = ROOT / "build" / "compatibility"
@@ -43,7 +43,6 @@ TEST_PROGRAMS = (
     *("pytest", "pytest-xdist", "hypothesis"),
     *("execnet", "iniconfig", "packaging", "pluggy", "pygments", "sortedcontainers"),
 )
-IN_PARALLEL = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")  # as `make test`
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 NOTES = ROOT / "docs" / "reliability_notes.md"
 
+IN_PARALLEL = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
+"""As in `make test`."""
+
 TOPICS = {
     "Resuming": ("tests/engine/test_resume.py", "tests/data/test_loader.py"),
     "Interruptions": ("tests/engine/test_interruptions.py",),
@@ -91,7 +94,7 @@ def files_of(topic: str) -> list[str]:
 def run_tests(paths: Sequence[str], report: Path) -> int:
     """Run pytest with the long tests; returns its exit status."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "reliability or not reliability"]
-    command += [f"--junitxml={report}", *paths]
+    command += [f"--junitxml={report}", *IN_PARALLEL, *paths]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
@@ -135,8 +138,8 @@ def page(rows: dict[str, list[Row]]) -> str:
         "",
         f"Commit {commit}, Python {platform.python_version()}, {platform.machine()}, "
         f"{os.cpu_count()} CPU cores: {sum(r.cases for r in everything)} cases with "
-        f"{sum(r.inputs for r in everything):,} damaged or odd inputs in {minutes:.0f} minutes, "
-        f"{sum(r.failed for r in everything)} failed.",
+        f"{sum(r.inputs for r in everything):,} damaged or odd inputs, {minutes:.0f} minutes of "
+        f"tests, {sum(r.failed for r in everything)} failed.",
     ]
     for topic in TOPICS:
         own = [row for name in files_of(topic) for row in rows.get(name, ())]

@@ -329,7 +329,11 @@ def test_a_file_makes_records_only(tmp_path):
     assert BoxMode.convert is convert
 
 
-@pytest.mark.parametrize("record", [Harmful(), 3, {"image_id": 1}, b"\0"], ids=str)
+@pytest.mark.parametrize(
+    "record",
+    [Harmful(), 3, {"image_id": 1}, b"\0"],
+    ids=["program", "number", "half a record", "bytes"],
+)
 def test_file_of_something_else_is_parsed_anew(places, record):
     """A file beside the annotations that holds no records, or a program, is made anew."""
     expected = list(training_records(config(names=NAMES[:1])))
