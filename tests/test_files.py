@@ -6,7 +6,6 @@ import stat
 import pytest
 from torch import nn
 
-from lt_detectron2.engine.checkpoint import HISTORY_FILE, LAST_FILE, LongTailCheckpointer
 from lt_detectron2.files import replacing
 
 
@@ -43,6 +42,9 @@ def test_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, disk, dura
 
 def test_checkpoint_is_durable(tmp_path, disk):
     """Before the name of the newest one changes, that one is on the disk in full."""
+    pytest.importorskip("detectron2")  # the rest of this file needs torch only
+    from lt_detectron2.engine.checkpoint import HISTORY_FILE, LAST_FILE, LongTailCheckpointer
+
     LongTailCheckpointer(nn.Linear(2, 2), str(tmp_path)).save("one")
     files = ("one.pth", HISTORY_FILE, LAST_FILE)
     sizes = [(tmp_path / name).stat().st_size for name in files]

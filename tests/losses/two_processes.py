@@ -36,7 +36,8 @@ def run_in_two_processes(function: Callable[..., Any], *args: Any) -> list[Any]:
                 for process in context.processes:
                     process.kill()
                 raise TimeoutError(f"{function.__name__} still runs after {TIMEOUT:.0f} s")
-        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(WORLD_SIZE)]
+        paths = [Path(folder, f"{rank}.pt") for rank in range(WORLD_SIZE)]
+        return [torch.load(path, weights_only=True) for path in paths]
 
 
 def _process(rank: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
