@@ -171,7 +171,7 @@ def assemble(tree: Path) -> Path:
         raise SystemExit(
             f"{tree} is no source tree of Detectron2: it has no detectron2/__init__.py"
         )
-    folder = FOLDER / "detectron2-main"
+    folder = FOLDER / "source" / "detectron2-main"  # not a cell's, which has its environment there
     shutil.rmtree(folder, ignore_errors=True)
     zoo = folder / "detectron2" / "model_zoo" / "configs"
     for source, target in LAYOUT.items():

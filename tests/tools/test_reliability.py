@@ -140,6 +140,8 @@ def test_a_tree_of_detectron2_is_laid_out(tmp_path, monkeypatch):
     (tree / "configs").mkdir()
     (tree / "configs" / "base.yaml").touch()
     folder = compatibility.assemble(tree)
+    environments = {compatibility.FOLDER / name for name in compatibility.CELLS}
+    assert environments.isdisjoint([folder, *folder.parents])
     assert (folder / "detectron2" / "model_zoo" / "configs" / "base.yaml").is_file()
     assert (folder / "detectron2" / "projects" / "point_rend" / "__init__.py").is_file()
 
