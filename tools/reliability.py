@@ -100,7 +100,7 @@ def run_tests(paths: Sequence[str], report: Path) -> int:
 
 
 def rows_by_file(report: Path) -> dict[str, list[Row]]:
-    """What a junit report says of the tests that have a docstring."""
+    """What a junit report says of the tests that have a docstring, as they stand in their files."""
     found: dict[str, dict[str, Row]] = {}
     for case in xml.parse(report).iter("testcase"):
         name = case.get("classname", "").replace(".", "/") + ".py"
@@ -120,7 +120,10 @@ def rows_by_file(report: Path) -> dict[str, list[Row]]:
         row.inputs += sum(
             int(p.get("value", 0)) for p in case.iter("property") if p.get("name") == "inputs"
         )
-    return {name: list(rows.values()) for name, rows in found.items()}
+    return {
+        name: [rows[function] for function in first_lines(ROOT / name) if function in rows]
+        for name, rows in found.items()
+    }
 
 
 def page(rows: dict[str, list[Row]]) -> str:
