@@ -27,6 +27,8 @@ from .mutations import changed, damaged, each_number, explore, works_or_is_expla
 
 NAME = "reliability_test_set"
 HEIGHT, WIDTH = 40, 50
+THIN = 40
+"""Pixels of a polygon that may have none in half the size."""
 
 
 def code():
@@ -175,10 +177,23 @@ def test_damaged_file_is_mapped(path, kind, masks, number):
                 mapped.append(example["instances"])
                 entries = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
                 wanted = [a for a in entries if is_visible(a, record)]  # the others are listed
-                assert len(example["instances"]) == len(wanted)
+                missing = len(wanted) - len(example["instances"])
+                if masks == "bitmask" and missing > 0:
+                    # Detectron2's main branch leaves out what has no pixel in the resized image.
+                    missing = max(0, missing - sum(map(is_thin, wanted)))
+                assert missing == 0
 
     explore(check, number, with_masks(kind, only_polygons=masks == "polygon"))
     assert mapped
+
+
+def is_thin(entry):
+    """Whether its polygons have few pixels; run lengths count as thick."""
+    polygons = entry.get("segmentation")
+    if not isinstance(polygons, list):
+        return False
+    runs = pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, HEIGHT, WIDTH))
+    return pycocotools.mask.area(runs) < THIN
 
 
 @each_format
