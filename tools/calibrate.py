@@ -25,11 +25,11 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 from lt_detectron2.calibration.search import GRIDS, best_trial, markdown_table
 from lt_detectron2.data.statistics import training_statistics
+from lt_detectron2.engine.blame import build_model_or_blame
 from lt_detectron2.engine.calibration_search import HeldOut, search, with_value
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.class_means import prepare_calibration
@@ -67,7 +67,7 @@ def calibrate(arguments: argparse.Namespace) -> tuple[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
 
     statistics = training_statistics(cfg)
-    model = build_model(cfg).eval()
+    model = build_model_or_blame(cfg).eval()
     checkpointer = LongTailCheckpointer(model, allow_pickle=cfg.LONG_TAIL.ALLOW_PICKLE)
     checkpointer.strict = True
     checkpointer.load(cfg.MODEL.WEIGHTS)

@@ -32,7 +32,7 @@ from pathlib import Path
 import reliability
 from install_detectron2 import LAYOUT
 from reliability import IN_PARALLEL, ROOT
-from setup_environment import pinned
+from setup_environment import SetupError, pinned, require_space
 
 FOLDER = ROOT / "build" / "compatibility"
 TORCH_ONLY = (
@@ -139,12 +139,19 @@ def lowest_versions() -> list[str]:
 
 
 def prepare(name: str, cell: Cell, python: str) -> Path:
-    """The interpreter of a cell's environment, made if need be."""
+    """
+    The interpreter of a cell's environment, made if need be.
+
+    Raises:
+        CalledProcessError: a step failed.
+        SetupError: there is no room for it.
+    """
     venv = FOLDER / name
     venv_python = venv / "bin" / "python"
     pip = [str(venv_python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ready = venv / ".ready"
     if not ready.is_file():
+        require_space(venv)
         run([python, "-m", "venv", str(venv)])
         if cell.rest == "nothing":
             run([*pip, *cell.packages, *pinned(*TEST_PROGRAMS)])
@@ -224,6 +231,7 @@ def test(name: str, cell: Cell, detectron2: Path | None, pytest_args: Sequence[s
 
     Raises:
         CalledProcessError: its environment cannot be made, or its tests do not start.
+        SetupError: there is no room for its environment.
     """
     python = str(prepare(name, cell, interpreter(cell.python)))
     paths, version = [ROOT], "0.6" if cell.rest != "nothing" else "none"
@@ -304,6 +312,10 @@ def main() -> int:
             outcome = test(name, cell, options.detectron2, shlex.split(options.pytest_args))
         except subprocess.CalledProcessError as error:
             results[name] = f"FAILED: status {error.returncode} of {shlex.join(error.cmd[:6])}"
+            failed = True
+            continue
+        except SetupError as error:
+            results[name] = f"FAILED: {error}"
             failed = True
             continue
         results[name] = str(outcome)

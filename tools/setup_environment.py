@@ -12,12 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL_TORCH = (2, 4)
+GIB = 1 << 30
+INSTALLED, DOWNLOADED = 6 * GIB, 3 * GIB
+"""Bytes of an environment with torch's CUDA libraries, and of their wheels, which pip removes."""
 
 
 class SetupError(RuntimeError):
@@ -55,6 +60,26 @@ def torch_version(python: str) -> str | None:
     return version if numbers >= MINIMAL_TORCH else None
 
 
+def require_space(venv: Path) -> None:
+    """Raise SetupError where the disk has no room for torch in an environment at `venv`."""
+    existing = next(folder for folder in (venv, *venv.parents) if folder.is_dir())
+    temporary = Path(tempfile.gettempdir())
+    needed = {existing: INSTALLED}
+    if existing.stat().st_dev == temporary.stat().st_dev:
+        needed[existing] += DOWNLOADED
+    else:
+        needed[temporary] = DOWNLOADED
+    for folder, size in needed.items():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise SetupError(
+                f"torch with its CUDA libraries needs {size / GIB:.0f} GiB on the disk of "
+                f"{folder}, where {free / GIB:.1f} are free. Free some, name another place "
+                "(VENV=... for the environment, TMPDIR for what pip downloads) or a smaller build "
+                "of torch (TORCH_ARGS)"
+            )
+
+
 def create(venv: Path, python: Path) -> None:
     """Make sure that `venv` has a Python with pip."""
     if succeeds([str(python), "-m", "pip", "--version"]):
@@ -80,6 +105,8 @@ def install_torch(python: Path, torch_args: list[str]) -> None:
     if version is not None:
         print(f"Keeping torch {version}", flush=True)
         return
+    if not torch_args:
+        require_space(python.parent)
     print("Installing torch: about 3 GB with its CUDA libraries, this takes a while", flush=True)
     files = ["--requirement", "requirements-torch.txt", "--constraint", "requirements.txt"]
     pip_install(python, *files, *torch_args)

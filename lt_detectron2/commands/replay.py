@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from detectron2.modeling import build_model
-
+    from ..engine.blame import build_model_or_blame
     from ..engine.non_finite import decode, losses_by_image, precision_of, run_step
     from ..engine.safe_loading import load_checkpoint_file
     from ..engine.setup import WITHOUT_DATA, load_config
@@ -46,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.device:
             overrides += ["MODEL.DEVICE", arguments.device]
         cfg = load_config(str(config), overrides)
-    model = build_model(cfg)
+    model = build_model_or_blame(cfg)
     model.load_state_dict(saved["model"])
     model.train()
     batch = [decode(image) for image in saved["batch"]]

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
 
 from ..config import add_long_tail_config
 from ..data.annotation_schema import shown
@@ -27,6 +29,16 @@ NAMED = 3
 
 SAYING = (AssertionError, KeyError, ValueError)
 """Errors whose text is meant for users; that of others is about the program."""
+
+
+def build_model_or_blame(cfg: CfgNode) -> nn.Module:
+    """
+    Detectron2's ``build_model``.
+
+    Raises:
+        ConfigError: keys of the config keep it from working, which the message names.
+    """
+    return build_or_blame("the model", build_model, cfg)
 
 
 def build_or_blame(what: str, build: Callable[[CfgNode], T], cfg: CfgNode) -> T:

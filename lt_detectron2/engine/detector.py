@@ -11,12 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..data.statistics import read_statistics
 from ..errors import CheckpointError, ConfigError, DatasetError
 from ..statistics import GROUP_NAMES, ClassStatistics
+from .blame import build_model_or_blame
 from .checkpoint import LongTailCheckpointer
 from .class_means import prepare_calibration
 from .setup import WITHOUT_DATA, load_config
@@ -67,7 +67,7 @@ class Detector:
         self.class_names = tuple(names)
         self.groups = tuple(GROUP_NAMES[g] for g in self.statistics.frequency_group().tolist())
         self.cfg = _config_of(weights, str(config_file), overrides)
-        self.model = build_model(self.cfg).eval()
+        self.model = build_model_or_blame(self.cfg).eval()
         checkpointer = LongTailCheckpointer(self.model)
         checkpointer.strict = True
         checkpointer.load(weights)

@@ -14,6 +14,7 @@ from lt_detectron2.analysis import detect
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.engine.checkpoint import StatisticsRecord
 from lt_detectron2.engine.detector import Detector
+from lt_detectron2.errors import ConfigError
 from lt_detectron2.statistics import ClassStatistics
 from tests.modeling.detectors import STATISTICS, small_config, small_detector
 
@@ -97,6 +98,11 @@ def test_equals_the_model(weights, images):
     assert torch.equal(found.scores, expected["instances"].scores[order])
     mirrored = Detector(weights, overrides=["INPUT.FORMAT", "BGR"])(image[:, :, ::-1])
     assert torch.equal(mirrored.scores, found.scores)
+
+
+def test_a_value_that_no_model_can_have_is_named(weights):
+    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.FUSE_TYPE 'product'"):
+        Detector(weights, overrides=["MODEL.FPN.FUSE_TYPE", "product"])
 
 
 def test_pattern_and_threshold(run, images):
