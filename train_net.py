@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> Any:
     check_config(cfg, args)
     if args.eval_only:
         cfg = with_statistics_of_checkpoint(cfg)
-    with explaining_full_disk(cfg.OUTPUT_DIR):
+    with explaining_full_disk(cfg.OUTPUT_DIR, trains=not args.eval_only, resumes=args.resume):
         setup(cfg, args)
         if args.eval_only:
             results = evaluate(cfg)

@@ -32,7 +32,7 @@ from pathlib import Path
 import reliability
 from install_detectron2 import LAYOUT
 from reliability import IN_PARALLEL, ROOT
-from setup_environment import SetupError, pinned, require_space
+from setup_environment import pinned, want_of_space
 
 FOLDER = ROOT / "build" / "compatibility"
 TORCH_ONLY = (
@@ -139,19 +139,12 @@ def lowest_versions() -> list[str]:
 
 
 def prepare(name: str, cell: Cell, python: str) -> Path:
-    """
-    The interpreter of a cell's environment, made if need be.
-
-    Raises:
-        CalledProcessError: a step failed.
-        SetupError: there is no room for it.
-    """
+    """The interpreter of a cell's environment, made if need be, or if it was made for others."""
     venv = FOLDER / name
     venv_python = venv / "bin" / "python"
     pip = [str(venv_python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    ready = venv / ".ready"
-    if not ready.is_file():
-        require_space(venv)
+    ready, wanted = venv / ".ready", "\n".join([repr(cell), *lowest_versions(), *pinned()])
+    if not ready.is_file() or ready.read_text("utf-8") != wanted:
         run([python, "-m", "venv", str(venv)])
         if cell.rest == "nothing":
             run([*pip, *cell.packages, *pinned(*TEST_PROGRAMS)])
@@ -168,7 +161,7 @@ def prepare(name: str, cell: Cell, python: str) -> Path:
         run(["make", "environment", f"VENV={venv}", f"PYTHON={python}"])
     if cell.extras:
         run([*pip, "--no-deps", *cell.extras])
-    ready.touch()
+    ready.write_text(wanted, "utf-8")
     return venv_python
 
 
@@ -231,7 +224,6 @@ def test(name: str, cell: Cell, detectron2: Path | None, pytest_args: Sequence[s
 
     Raises:
         CalledProcessError: its environment cannot be made, or its tests do not start.
-        SetupError: there is no room for its environment.
     """
     python = str(prepare(name, cell, interpreter(cell.python)))
     paths, version = [ROOT], "0.6" if cell.rest != "nothing" else "none"
@@ -312,18 +304,16 @@ def main() -> int:
             outcome = test(name, cell, options.detectron2, shlex.split(options.pytest_args))
         except subprocess.CalledProcessError as error:
             results[name] = f"FAILED: status {error.returncode} of {shlex.join(error.cmd[:6])}"
+            results[name] += want_of_space(FOLDER / name)
             failed = True
             continue
-        except SetupError as error:
-            results[name] = f"FAILED: {error}"
-            failed = True
-            continue
+        finally:
+            if options.discard:
+                shutil.rmtree(FOLDER / name, ignore_errors=True)
         results[name] = str(outcome)
         failed |= outcome.failed > 0
         if options.table:
             reliability.write_notes(with_row(reliability.NOTES.read_text("utf-8"), outcome))
-        if options.discard:
-            shutil.rmtree(FOLDER / name)
     width = max(map(len, results))
     print("\n".join(f"{name:<{width}}  {result}" for name, result in results.items()))
     return int(failed)

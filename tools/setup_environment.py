@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINIMAL_TORCH = (2, 4)
 GIB = 1 << 30
 INSTALLED, DOWNLOADED = 6 * GIB, 3 * GIB
-"""Bytes of an environment with torch's CUDA libraries, and of their wheels, which pip removes."""
+"""Bytes of an environment with torch's CUDA libraries, and of the wheels, which pip removes."""
 
 
 class SetupError(RuntimeError):
@@ -60,8 +60,8 @@ def torch_version(python: str) -> str | None:
     return version if numbers >= MINIMAL_TORCH else None
 
 
-def require_space(venv: Path) -> None:
-    """Raise SetupError where the disk has no room for torch in an environment at `venv`."""
+def want_of_space(venv: Path) -> str:
+    """A hint for what failed, if the disk has no room for torch in an environment at `venv`."""
     existing = next(folder for folder in (venv, *venv.parents) if folder.is_dir())
     temporary = Path(tempfile.gettempdir())
     needed = {existing: INSTALLED}
@@ -72,12 +72,13 @@ def require_space(venv: Path) -> None:
     for folder, size in needed.items():
         free = shutil.disk_usage(folder).free
         if free < size:
-            raise SetupError(
-                f"torch with its CUDA libraries needs {size / GIB:.0f} GiB on the disk of "
-                f"{folder}, where {free / GIB:.1f} are free. Free some, name another place "
-                "(VENV=... for the environment, TMPDIR for what pip downloads) or a smaller build "
-                "of torch (TORCH_ARGS)"
+            return (
+                f"\nThe disk of {folder} may be full: torch with its CUDA libraries takes "
+                f"{size / GIB:.0f} GiB, and {free / GIB:.1f} are free. Free some, name another "
+                "place (VENV=... for the environment, TMPDIR for what pip downloads), or a smaller "
+                "build of torch (TORCH_ARGS)."
             )
+    return ""
 
 
 def create(venv: Path, python: Path) -> None:
@@ -105,11 +106,12 @@ def install_torch(python: Path, torch_args: list[str]) -> None:
     if version is not None:
         print(f"Keeping torch {version}", flush=True)
         return
-    if not torch_args:
-        require_space(python.parent)
     print("Installing torch: about 3 GB with its CUDA libraries, this takes a while", flush=True)
     files = ["--requirement", "requirements-torch.txt", "--constraint", "requirements.txt"]
-    pip_install(python, *files, *torch_args)
+    try:
+        pip_install(python, *files, *torch_args)
+    except SetupError as error:
+        raise SetupError(f"{error}{want_of_space(python.parent)}") from None
 
 
 def pip_install(python: Path, *arguments: str) -> None:
@@ -118,9 +120,9 @@ def pip_install(python: Path, *arguments: str) -> None:
 
 
 def pinned(*names: str) -> list[str]:
-    """The lines of requirements.txt that pin these packages."""
+    """The lines of requirements.txt that pin these packages, or all."""
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    return [line for line in lines if line.split("==")[0] in names]
+    return [line for line in lines if not names or line.split("==")[0] in names]
 
 
 def main() -> int:

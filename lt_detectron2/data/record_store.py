@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import operator
 import os
 import pickle
 import struct
@@ -49,8 +50,6 @@ _COLUMNS = {
 _BOX_MODE = (BoxMode.__module__, BoxMode.__qualname__)
 """What a record may hold beside Python's own numbers, texts and containers."""
 
-_box_modes = {mode.value: mode for mode in BoxMode}
-
 
 class RecordStore(Dataset):
     """
@@ -67,7 +66,7 @@ class RecordStore(Dataset):
     def __init__(self, path: str | Path):
         """
         Raises:
-            OSError, ValueError: the file is absent, or not one of these, or cut short.
+            Exception: the file is absent, cut short, damaged or none of these; of many types.
         """
         self.path = Path(path)
         with open(self.path, "rb") as file:
@@ -94,7 +93,11 @@ class RecordStore(Dataset):
 
     def __getitem__(self, index: int) -> Record:
         start, stop = self._offsets[index], self._offsets[index + 1]
-        return _Unpickler(io.BytesIO(self._content[start:stop])).load()
+        record = _Unpickler(io.BytesIO(self._content[start:stop])).load()
+        for annotation in record["annotations"]:
+            if "bbox_mode" in annotation:
+                annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
+        return record
 
     def __reduce__(self) -> tuple:
         # A worker that is spawned maps the file too, instead of getting a copy.
@@ -181,7 +184,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != _BOX_MODE:
             raise pickle.UnpicklingError(f"a record must not hold {module}.{name}")
-        return _box_modes.__getitem__  # not the class, whose attributes a file could set
+        return operator.index  # a number; a file could set the attributes of class and members
 
 
 def write(

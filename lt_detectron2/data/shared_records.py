@@ -14,7 +14,6 @@ import dataclasses
 import gc
 import logging
 import os
-import pickle
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,8 +149,8 @@ def _find(name: str, identity: dict[str, Any]) -> RecordStore | None:
             # Some loaders look where the images are: a file made before they came would mislead.
             if store.header["identity"] == identity and os.path.isfile(store[0]["file_name"]):
                 return store
-        except (OSError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
-            continue  # absent, damaged or no records; it is only a cache
+        except Exception:  # absent, damaged or no records, in any way; it is only a cache
+            continue
     return None
 
 
@@ -182,6 +181,7 @@ def _keep(name: str, identity: dict[str, Any], records: Sequence[Record]) -> Non
 def _places(name: str, identity: dict[str, Any]) -> Iterator[Path]:
     """Where the file of records may lie, the best place first."""
     json_file = Path(MetadataCatalog.get(name).json_file)
+    name = name.replace(os.sep, "_")
     folder = os.getenv(FOLDER_VARIABLE)
     yield Path(folder or json_file.parent) / f"{json_file.stem}.{name}.records"
     private = _private_folder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -119,10 +120,12 @@ def report_left_out(
 
 def _write_list(source: str, names: Sequence[Any], kind: str) -> str:
     """Write one name a line beside an annotation file, or where temporary files go; says where."""
-    name = f"{os.path.basename(source)}.left_out_{kind.split()[-1]}.txt"
-    beside = [os.path.dirname(source)] if os.path.isfile(source) else []
-    for folder in (*beside, tempfile.gettempdir()):
-        place = os.path.join(folder, name)
+    name, ending = os.path.basename(source), f"left_out_{kind.split()[-1]}.txt"
+    beside = [os.path.join(os.path.dirname(source), name)] if os.path.isfile(source) else []
+    # Files of all folders meet there, so the path is part of the name.
+    path_digest = hashlib.sha256(os.path.abspath(source).encode()).hexdigest()[:8]
+    for start in (*beside, os.path.join(tempfile.gettempdir(), f"{name}.{path_digest}")):
+        place = f"{start}.{ending}"
         try:
             with replacing(place) as file:
                 file.writelines(f"{left_out}\n" for left_out in names)

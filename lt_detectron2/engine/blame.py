@@ -19,6 +19,8 @@ from ..config import add_long_tail_config
 from ..data.annotation_schema import shown
 from ..errors import ConfigError, UserError, reason
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 LIBRARIES = {"lt_detectron2", "detectron2", "torch", "fvcore", "iopath", "numpy"}
@@ -29,6 +31,9 @@ NAMED = 3
 
 SAYING = (AssertionError, KeyError, ValueError)
 """Errors whose text is meant for users; that of others is about the program."""
+
+OF_THE_PLACE = ("DATASETS", "MODEL.DEVICE", "MODEL.WEIGHTS", "LONG_TAIL.STATISTICS", "OUTPUT_DIR")
+"""Keys that say where to run and with what: changing them says nothing about the others."""
 
 
 def build_model_or_blame(cfg: CfgNode) -> nn.Module:
@@ -45,8 +50,9 @@ def build_or_blame(what: str, build: Callable[[CfgNode], T], cfg: CfgNode) -> T:
     """
     ``build(cfg)``, or an error that names the key which keeps it from working.
 
-    Keys are tried one by one: one is to blame if with its default instead the error goes away, or
-    else if it becomes another one. That takes time, but only where nothing else can be done.
+    Keys are tried one by one with their default: to blame is one with which the error goes away,
+    or if there is none, one with which it becomes another. That takes time, but only where nothing
+    else can be done.
 
     Args:
         what: is built, for the message.
@@ -67,10 +73,11 @@ def build_or_blame(what: str, build: Callable[[CfgNode], T], cfg: CfgNode) -> T:
         keys = list(_to_blame(build, cfg, error))
         if not keys:
             raise
+        keys = [key for key in keys if key in str(error)] or keys
         given = ", or ".join(f"{key} {shown(_value(cfg, key))}" for key in keys)
-        why = f" ({reason(error)})" if isinstance(error, SAYING) else ""
+        why = reason(error) if isinstance(error, SAYING) else type(error).__name__
         raise ConfigError(
-            f"{what} cannot be built with {given}{why}: correct it, or leave it at its default"
+            f"{what} cannot be built with {given} ({why}): correct it, or leave it at its default"
         ) from error
 
 
@@ -85,9 +92,10 @@ def _is_of_libraries(error: Exception) -> bool:
 def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -> Iterator[str]:
     defaults = get_cfg()
     add_long_tail_config(defaults)
-    defaults.MODEL.DEVICE = "cpu"  # the one that all machines have
     cures, changes = [], []
-    for key in sorted(_changed_keys(cfg, defaults), key=_is_choice):
+    logger.info("Looking for the key of the config that does not fit")
+    changed = [key for key in _changed_keys(cfg, defaults) if not key.startswith(OF_THE_PLACE)]
+    for key in sorted(changed, key=_is_choice):
         asked_enough = cures or not isinstance(error, SAYING)  # as a bug in what is chosen
         if (_is_choice(key) and asked_enough) or len(cures) == NAMED:
             break
@@ -99,6 +107,8 @@ def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -
         try:
             with _silent():
                 build(trial)
+        except UserError:
+            continue  # it got not even as far
         except Exception as other:  # anything may be wrong with the rest
             if (type(other), str(other)) != (type(error), str(error)):
                 changes.append(key)

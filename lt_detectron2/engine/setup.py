@@ -20,7 +20,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import add_long_tail_config
 from ..data.annotation_schema import shown
 from ..errors import ConfigError, about, reason
-from ..files import replacing
 from ..modeling.composition import check_composition
 from .checkpoint import LAST_FILE, check_weights
 from .own_data import check_image_files, prepare_own_data
@@ -258,16 +257,17 @@ def keeping_config_of_training(folder: str) -> Iterator[None]:
     An evaluation has no schedule, takes class counts from the checkpoint, and may set test settings
     of its own: its config would no longer be the one that the checkpoints beside it came from.
     """
-    config = Path(folder, CONFIG_FILE)
+    config, aside = Path(folder, CONFIG_FILE), Path(folder, f"{CONFIG_FILE}.of_training")
+    if aside.is_file():  # an evaluation was killed
+        aside.replace(config)
     if not (config.is_file() and Path(folder, LAST_FILE).is_file()):
         yield
         return
-    content = config.read_bytes()
+    config.rename(aside)  # not copied, for which a disk may have no room
     try:
         yield
     finally:
-        with replacing(str(config), "wb") as file:
-            file.write(content)
+        aside.replace(config)
 
 
 def _check_writable(folder: str) -> None:

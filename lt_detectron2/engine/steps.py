@@ -85,7 +85,8 @@ class StepTrainer(SimpleTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.grad_scaler.load_state_dict(state.get("grad_scaler", {}))
+        if state.get("grad_scaler"):  # what was trained in another precision has no scale
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
 
 
 def split_batch(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:

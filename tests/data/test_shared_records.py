@@ -310,7 +310,7 @@ def damage_records(path, record):
     """Write another first record of the same size into a file of records."""
     content, store = bytearray(path.read_bytes()), RecordStore(path)
     size = int(store._offsets[1])
-    pickled = pickle.dumps(record)
+    pickled = record if isinstance(record, bytes) else pickle.dumps(record)
     assert len(pickled) <= size
     content[:size] = pickled.ljust(size)
     path.write_bytes(content)
@@ -327,19 +327,39 @@ def test_a_file_makes_records_only(tmp_path):
     with pytest.raises((AttributeError, TypeError)):
         record_store._Unpickler(io.BytesIO(content)).load()
     assert BoxMode.convert is convert
+    # The member 1 with _value_ 0: it would be saved as another mode from then on.
+    content = pickle.dumps(BoxMode.XYWH_ABS)[:-1] + b"}\x8c\x07_value_K\x00sb."
+    with pytest.raises(AttributeError):
+        record_store._Unpickler(io.BytesIO(content)).load()
+    assert pickle.loads(pickle.dumps(BoxMode.XYWH_ABS)) is BoxMode.XYWH_ABS
+    records = [{"annotations": [{"category_id": 0, "bbox_mode": BoxMode.XYWH_ABS}]}]
+    record_store.write(tmp_path / "file", records, {}, {})
+    assert RecordStore(tmp_path / "file")[0]["annotations"][0]["bbox_mode"] is BoxMode.XYWH_ABS
 
 
 @pytest.mark.parametrize(
     "record",
-    [Harmful(), 3, {"image_id": 1}, b"\0"],
-    ids=["program", "number", "half a record", "bytes"],
+    [
+        *(Harmful(), 3, {"image_id": 1}, pickle.dumps(b"\0")),
+        *(b"K\x00}b.", b"\x80\x04\x8d" + b"\xff" * 8),
+    ],
+    ids=["program", "number", "half a record", "bytes", "number with a state", "endless text"],
 )
 def test_file_of_something_else_is_parsed_anew(places, record):
     """A file beside the annotations that holds no records, or a program, is made anew."""
     expected = list(training_records(config(names=NAMES[:1])))
     (path,) = places.rglob("*.records")
+    content = path.read_bytes()
     damage_records(path, record)
     assert list(training_records(config(names=NAMES[:1]))) == expected
+    assert path.read_bytes() == content
+
+
+def test_a_name_with_a_slash_leads_to_no_other_folder(tmp_path):
+    MetadataCatalog.get("my/train").json_file = str(tmp_path / "labels.json")
+    beside, private = shared_records._places("my/train", {"sha256": "0" * 64})
+    assert beside == tmp_path / "labels.my_train.records"
+    assert private.name == f"labels.my_train.{'0' * 16}.records"
 
 
 def test_store_that_is_pickled_maps_the_file(tmp_path):

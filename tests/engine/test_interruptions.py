@@ -1,5 +1,6 @@
 """What a job does when a process of it dies, or when the disk is full."""
 
+import errno
 import logging
 import os
 import re
@@ -14,8 +15,11 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 import train_net
+from lt_detectron2.engine.checkpoint import LAST_FILE
+from lt_detectron2.engine.full_disk import explaining_full_disk, naming
 from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.errors import CheckpointError, UserError
+from lt_detectron2.files import replacing
 from tests.engine.toy_jobs import CONTEXT, TIMEOUT, launch_forked, launch_pair, start
 from tests.engine.toy_training import Interruption, config, train
 
@@ -170,11 +174,40 @@ def test_no_space_for_other_files(tmp_path, data, processes):
     assert receiver.poll(TIMEOUT)
     assert receiver.recv() == (
         f"UserError: {metrics} could not be written (No space left on device), and "
-        f"{run}/model_0000015.pth is kept: make room, and go on with --resume, or choose another "
-        "OUTPUT_DIR"
+        f"{run}/model_0000015.pth is kept: make room, and go on with --resume"
     )
     metrics.unlink()
     assert train(config(run, data), resume=True).start_iter == 16
+
+
+def full_disk_message(folder, saves=False, **run):
+    with pytest.raises(UserError) as caught, explaining_full_disk(str(folder), **run):
+        if saves:
+            with replacing(folder / LAST_FILE) as file:
+                file.write("model_0000004.pth")
+        raise OSError(errno.ENOSPC, "full")
+    return str(caught.value)
+
+
+def test_advice_where_the_disk_is_full(tmp_path):
+    """Nobody is told to resume an evaluation, or a training whose checkpoint is not its own."""
+    (tmp_path / LAST_FILE).write_text("model_final.pth")  # of an earlier training
+    other = ", before the first checkpoint: make room, or choose another OUTPUT_DIR"
+    assert full_disk_message(tmp_path).endswith(other)
+    assert full_disk_message(tmp_path / "new").endswith(other)
+    assert full_disk_message(tmp_path, trains=False).endswith("and start again")
+    own = "/{} is kept: make room, and go on with --resume"
+    assert full_disk_message(tmp_path, resumes=True).endswith(own.format("model_final.pth"))
+    assert full_disk_message(tmp_path, saves=True).endswith(own.format("model_0000004.pth"))
+
+
+def test_only_a_full_disk_is_blamed_on_a_file():
+    with pytest.raises(ConnectionRefusedError) as caught, naming("metrics.json"):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    assert caught.value.filename is None
+    with pytest.raises(OSError) as caught, naming("metrics.json"):
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.filename == "metrics.json"
 
 
 ROOM = 16 * 1024

@@ -1,10 +1,12 @@
 """What is wrong with a command line is said in one sentence, before anything starts."""
 
 import argparse
+import errno
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +105,29 @@ def test_evaluation_keeps_the_config_of_the_training(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     with keeping_config_of_training(str(tmp_path)):
         config.write_text("SEED: 3")
+    assert config.read_text() == "SEED: 2"
+    assert not list(tmp_path.glob("*.of_training"))
+
+
+def test_config_of_the_training_survives_a_full_disk_and_a_kill(tmp_path, monkeypatch):
+    config = tmp_path / "config.yaml"
+    config.write_text("SEED: 2")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+
+    def no_room(*arguments):
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"), monkeypatch.context() as full:
+        with keeping_config_of_training(str(tmp_path)):
+            config.write_text("")
+            full.setattr(Path, "write_bytes", no_room)
+            full.setattr("builtins.open", no_room)
+            no_room()
+    assert config.read_text() == "SEED: 2"
+    config.rename(tmp_path / "config.yaml.of_training")
+    config.write_text("SEED: 3")  # and the evaluation was killed
+    with keeping_config_of_training(str(tmp_path)):
+        pass
     assert config.read_text() == "SEED: 2"
 
 

@@ -213,6 +213,23 @@ def test_float16(device):
     assert resumed.grad_scaler.get_scale() == scale / 2
 
 
+@pytest.mark.parametrize("before", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("after", [None, torch.bfloat16, torch.float16])
+def test_another_precision_goes_on(before, after):
+    """A checkpoint resumes in whatever precision; the scale of gradients is taken where it is."""
+
+    def stepper(precision):
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        return StepTrainer(model, [], optimizer, precision=precision)
+
+    first, second = stepper(before), stepper(after)
+    first.grad_scaler._scale = torch.tensor(4.0)
+    second.load_state_dict(first.state_dict())
+    scale = {torch.float16: 4.0 if before == torch.float16 else 65536.0}.get(after, 1.0)
+    assert second.grad_scaler.get_scale() == scale
+
+
 def test_which_steps_a_config_has():
     def build(*overrides):
         model = nn.Linear(1, 1)

@@ -1,16 +1,19 @@
 """Damaged configs: loaded and checked, or explained in one sentence; none can run a program."""
 
 import argparse
+import contextlib
 import copy
+import re
 
 import pytest
 import yaml
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_model
 from hypothesis import strategies as st
 from torch import nn
 
 from lt_detectron2.data.statistics import write_statistics
+from lt_detectron2.engine.blame import build_or_blame
 from lt_detectron2.engine.setup import check_config, load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import ConfigError, UserError
@@ -112,6 +115,34 @@ def counts(tmp_path):
     return ["LONG_TAIL.STATISTICS", str(path), "OUTPUT_DIR", str(tmp_path / "output")]
 
 
+def flat(content, prefix=""):
+    """Values of a nested config by their full keys."""
+    result = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return result
+
+
+def differing_keys(content):
+    """Keys with another value than in TO_BUILD; None where one was removed, which none can name."""
+    before, after = flat(TO_BUILD), flat(content)
+    if before.keys() - after.keys():
+        return None
+    return [key for key in after if repr(after[key]) != repr(before.get(key))]
+
+
+@contextlib.contextmanager
+def blaming(keys):
+    """Inside, an error of a key names one of these, maybe beside others."""
+    try:
+        yield
+    except UserError as error:
+        named = re.findall(r"(?:with|or) ([A-Z]+\.[\w.]+) ", str(error))
+        assert keys is None or not named or set(named) & set(keys), f"{error}\n{keys}"
+        raise
+
+
 @each_number(60, 600)
 def test_damaged_config_of_a_model(tmp_path, counts, number):
     """Model, optimizer and schedule of a config that passes are built, or a key is named."""
@@ -125,7 +156,13 @@ def test_damaged_config_of_a_model(tmp_path, counts, number):
             check_config(cfg, argparse.Namespace(eval_only=False, config_file="", opts=[]))
         except UserError:
             return  # test_damaged_config looks at what it says
-        built.append(works_or_is_explained(lambda: build(cfg) or "done", "", KEY))
+
+        def try_it():
+            with blaming(differing_keys(content)):
+                build(cfg)
+            return "done"
+
+        built.append(works_or_is_explained(try_it, "", KEY))
 
     check(TO_BUILD)
     assert built == ["done"]
@@ -144,7 +181,10 @@ def test_damaged_config_of_a_model(tmp_path, counts, number):
         ("MODEL.BACKBONE.NAME resnet", "model .* with MODEL.BACKBONE.NAME 'resnet' .*No object"),
         ("MODEL.RPN.IN_FEATURES ('p2',)", r"with MODEL.RPN.IN_FEATURES \['p2'\] .KeyError 'p2'"),
         ("MODEL.PIXEL_MEAN [1.0,2.0]", r"with MODEL.PIXEL_MEAN \[1.0, 2.0\]"),
-        ("LONG_TAIL.LOSS.SeesawLoss.P None", "with LONG_TAIL.LOSS.SeesawLoss.P None: correct it"),
+        (
+            "LONG_TAIL.LOSS.SeesawLoss.P None",
+            r"with LONG_TAIL.LOSS.SeesawLoss.P None .TypeError.: correct it",
+        ),
         (
             "MODEL.PIXEL_MEAN None SOLVER.BASE_LR 0.1 MODEL.ROI_HEADS.IN_FEATURES ('a',)",
             r"with MODEL.PIXEL_MEAN None",
@@ -155,8 +195,47 @@ def test_key_is_named(tmp_path, counts, overrides, message):
     """The error of a value that passes the checks names its key, also beside another bad one."""
     path = tmp_path / "config.yaml"
     path.write_bytes(as_yaml(TO_BUILD))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         build(load_config(str(path), [*overrides.split(), *counts]))
+    several = len(overrides.split()) > 2 and "SOLVER" not in overrides
+    assert several or not re.search(", or [A-Z]", str(caught.value))
+
+
+@pytest.fixture
+def broken_library(monkeypatch):
+    """Makes building a model fail inside Detectron2 as if it were of the machine."""
+
+    def break_it(statement):
+        module = {"__name__": "detectron2.modeling.of_a_test"}
+        exec(f"def fail(name):\n    {statement}", module)
+        monkeypatch.setattr(META_ARCH_REGISTRY, "get", module["fail"])
+
+    return break_it
+
+
+def test_no_key_is_blamed_for_what_none_mends(tmp_path, counts, broken_library):
+    """An error that comes with every config is raised as it is, not with the name of some key."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(as_yaml(TO_BUILD))
+    cfg = load_config(str(path), [*counts, "MODEL.PIXEL_STD", "[1.0,1.0,2.0]"])
+    broken_library("raise RuntimeError('CUDA error: all devices are busy')")
+    with pytest.raises(RuntimeError, match="all devices are busy"):
+        build(cfg)
+
+
+def test_the_device_is_not_blamed(tmp_path, counts, broken_library):
+    """That a GPU is busy is not said to be an error of the config."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(as_yaml(TO_BUILD))
+    cfg = load_config(str(path), counts)
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    broken_library("raise RuntimeError('CUDA error: out of memory')")
+    tried = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build_or_blame("the model", lambda trial: tried.append(trial) or build_model(trial), cfg)
+    assert tried and all(trial.MODEL.DEVICE == "cuda" for trial in tried)
+    assert all(trial.LONG_TAIL.STATISTICS == cfg.LONG_TAIL.STATISTICS for trial in tried)
 
 
 def test_own_code_is_not_blamed_on_the_config(tmp_path, counts):

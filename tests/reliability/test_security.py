@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import codecs
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.datasets import annotation_json, register_dataset
 from lt_detectron2.data.statistics import dataset_statistics, read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
-from lt_detectron2.engine.safe_loading import load_checkpoint_file
+from lt_detectron2.engine.safe_loading import _warn_of_old_torch, load_checkpoint_file
 from lt_detectron2.engine.setup import check_config, load_config
 from lt_detectron2.errors import CheckpointError, ConfigError, DatasetError, UserError
 from lt_detectron2.evaluation import Detections
@@ -72,6 +73,69 @@ def test_model_zoo_needs_no_pickle(tmp_path, protocol):
     path.write_bytes(pickle.dumps({"blobs": {**weights, "weight_momentum": 1.0}}, protocol))
     loaded = LongTailCheckpointer(model)._load_file(str(path))
     assert loaded["matching_heuristics"] and set(loaded["model"]) == {"weight", "bias"}
+
+
+ARRAYS = [
+    *(np.arange(6.0).reshape(2, 3), np.arange(6, dtype=">i2").reshape(2, 3).T, np.ones((), bool)),
+    *(np.array(["a", "\u00fc"]), np.array([b"a", b"bc"]), np.zeros((0, 4), np.float16)),
+]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_arrays_of_a_model_zoo(tmp_path, protocol):
+    """Arrays of a .pkl file come back as they were: any order, numbers of any kind, and texts."""
+    path = tmp_path / "zoo.pkl"
+    numbers = [np.float32(1.5), np.int64(3)]
+    path.write_bytes(pickle.dumps({"a": ARRAYS, "n": numbers, "b": b"x"}, protocol))
+    loaded = load_checkpoint_file(str(path))
+    for array, expected in zip(loaded["a"], ARRAYS, strict=True):
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == expected.dtype.newbyteorder("=")  # which torch needs
+        assert array.shape == expected.shape and (array == expected).all()
+    assert loaded["n"] == numbers and loaded["n"][0].dtype == np.float32
+    assert loaded["b"] == b"x"
+
+
+class Reduced:
+    """Is pickled as these calls."""
+
+    def __init__(self, *calls):
+        self.calls = calls
+
+    def __reduce__(self):
+        return self.calls
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+EMPTY = (np.ndarray, (0,), b"b")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (np.array([1, "a"], dtype=object), "array of 'O8'"),
+        (np.zeros(2, dtype=[("a", "i4")]), "array of 'V4'"),
+        (Reduced(np.ndarray, ((1,), np.dtype("O"), b"A" * 8)), "array of 'O8'"),
+        (Reduced(np.ndarray, ((1,),)), "not callable"),
+        (Reduced(RECONSTRUCT, EMPTY, (1, (-2, -2), np.dtype("u1"), False, b"1234")), "shape"),
+        (Reduced(RECONSTRUCT, EMPTY, (1, (5,), np.dtype("u1"), False, b"1234")), "shape"),
+        (Reduced(RECONSTRUCT, EMPTY, (1, (1,), np.dtype("u1"), False, [7])), "made of a list"),
+        (Reduced(codecs.encode, ("a", "rot13")), "bytes as 'rot13'"),
+    ],
+)
+def test_no_memory_from_a_file(tmp_path, content, message):
+    """A .pkl file cannot say where in memory an array lies, or that it is of Python objects."""
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"a": content}, 2))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint_file(str(path))
+
+
+@pytest.mark.parametrize("version, holes", [("2.4.1+cu121", 2), ("2.10.0", 0), ("2.9.1", 2)])
+def test_old_torch_is_named(version, holes, caplog):
+    """Of a torch whose safe loading is known not to be safe, a warning says so."""
+    _warn_of_old_torch.__wrapped__(version)
+    assert caplog.text.count("CVE") == holes
 
 
 @each_number(20, 200)

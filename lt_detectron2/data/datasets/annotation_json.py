@@ -197,9 +197,9 @@ def _check_lvis(dataset: Mapping[str, Any], path: str) -> None:
         for key in FEDERATED_KEYS:
             if key not in image:
                 raise DatasetError(
-                    f"{path}: image {image['id']} has no {key!r}, and other images, or its other "
-                    "list, say that classes were looked for as in LVIS: add both lists to every "
-                    "image (they may be empty), or remove them from all"
+                    f"{path} has LVIS's lists of the classes that were looked for, but image "
+                    f"{image['id']} lacks {key!r}: add both lists to every image (they may be "
+                    "empty), or remove them from all"
                 )
 
 
