@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
@@ -39,6 +40,7 @@ def main() -> int:
     page = PAGE.read_text(encoding="utf-8")
     tables = {
         "losses": versus("losses", "cross_entropy", of="4096x1203"),
+        "losses_sizes": by_size(),
         "losses_gpu": floors(),
         "ranking": versus("ranking", "cross_entropy"),
         "inference": speedups("inference", "detectron2"),
@@ -129,6 +131,25 @@ def versus(benchmark: str, baseline: str, of: str = "") -> Table:
                 f"{ratio(on_gpu[case][baseline]):.2f}" if case in on_gpu else NOT_MEASURED,
             )
         )
+    return table
+
+
+def by_size() -> Table:
+    """Ratios of all losses to the cross entropy at each size, and its milliseconds."""
+    ratios: dict[str, dict[tuple[int, int], str]] = {}
+    seconds: dict[tuple[int, int], list[float]] = {}
+    for rows in contests("losses", "cross_entropy").values():
+        of, other = sizes(rows[""]), rows["cross_entropy"]
+        if of["compiled"] == "True":
+            continue
+        size = (int(of["classes"]), int(of["regions"]))
+        ratios.setdefault(of["name"], {})[size] = f"{ratio(other):.2f}"
+        seconds.setdefault(size, []).append(float(other["ms_median"]))
+    ordered = sorted(seconds)
+    table: Table = [("loss", *(f"{regions:,} x {classes:,}" for classes, regions in ordered))]
+    table.append(("cross entropy, ms", *(f"{median(seconds[size]):.2g}" for size in ordered)))
+    for name in sorted(ratios):
+        table.append((name, *(ratios[name].get(size, NOT_MEASURED) for size in ordered)))
     return table
 
 

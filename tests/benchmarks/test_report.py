@@ -43,6 +43,28 @@ def test_tables(results):
     assert report.markdown(report.speedups("absent", "theirs")) == "Not measured."
 
 
+def test_ratios_by_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    with open(tmp_path / "losses.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *SPEEDUPS], restval="")
+        writer.writeheader()
+        for name, regions, compiled, ms in [
+            *(("B", 8192, False, 4.0), ("A", 512, False, 3.0), ("B", 512, False, 1.0)),
+            ("B", 512, True, 9.0),
+        ]:
+            of = f"name={name} regions={regions} classes=80 compiled={compiled}"
+            common = {"case": of, "sizes": of, "machine": "CPU", "runs": "9"}
+            writer.writerow({**common, "contestant": name, "ms_median": 2 * ms})
+            speedups = dict.fromkeys(SPEEDUPS, "0.5")
+            writer.writerow({**common, "contestant": "cross_entropy", "ms_median": ms, **speedups})
+    assert report.by_size() == [
+        ("loss", "512 x 80", "8,192 x 80"),
+        ("cross entropy, ms", "2", "4"),
+        ("A", "2.00", "not measured"),
+        ("B", "2.00", "2.00"),
+    ]
+
+
 def test_times_the_floor(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.markdown(report.floors()) == "Not measured."
@@ -73,6 +95,7 @@ def test_page_has_a_place_for_every_table():
     page = report.PAGE.read_text()
     for name in (
         "losses",
+        "losses_sizes",
         "losses_gpu",
         "ranking",
         "inference",
