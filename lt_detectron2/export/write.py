@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..engine.detector import CONFIG_FILE, Detector
+from ..engine.detector import Detector
 from ..errors import ExportError
 from .comparison import TOLERANCE, Difference, compare
 from .formats import Runner, export_onnx, export_torchscript
@@ -21,6 +21,9 @@ from .traceable import TraceableDetector
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx", "plain": "model_plain.pth"}
 """What each format is written as."""
+
+PLAIN_CONFIG_FILE = "model_plain.yaml"
+"""Beside the plain checkpoint; not config.yaml, which in the folder of a training is that of it."""
 
 DESCRIPTION_FILE = "export.json"
 
@@ -49,7 +52,7 @@ def export(
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """
-    Write a detector as one of FILES and export.json beside it; "plain" has a config.yaml, too.
+    Write a detector as one of FILES and export.json beside it; "plain" has a config, too.
 
     Args:
         detector: the original.
@@ -59,8 +62,8 @@ def export(
         tolerance: see :func:`~.comparison.compare`.
 
     Raises:
-        ExportError: the format is unknown or cannot hold this detector, or the comparison fails;
-            then the file is removed.
+        ExportError: the format is unknown or cannot hold this detector, or the comparison fails.
+            What was not compared to the end is removed, whatever ends it.
     """
     if file_format not in FILES:
         raise ExportError(f"no format {file_format!r}: expected one of {', '.join(FILES)}")
@@ -81,8 +84,10 @@ def export(
         ) from error
     try:
         differences = compare(original, exported, pixels, tolerance=tolerance)
-    except ExportError:
+    except BaseException:  # Ctrl-C, too
         path.unlink()
+        if file_format == "plain":
+            path.with_name(PLAIN_CONFIG_FILE).unlink()
         raise
     description = _describe(detector, file_format, original.output_names, differences)
     (output / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", "utf-8")
@@ -110,7 +115,7 @@ def _write_plain(detector: Detector, path: Path) -> Runner:
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     names = list(detector.class_names)
     torch.save({"model": state, "class_names": names, "__author__": "lt_detectron2"}, path)
-    path.with_name(CONFIG_FILE).write_text(cfg.dump(), "utf-8")
+    path.with_name(PLAIN_CONFIG_FILE).write_text(cfg.dump(), "utf-8")
     return TraceableDetector(model)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.engine.checkpoint import StatisticsRecord
 from lt_detectron2.engine.detector import Detector
-from lt_detectron2.export.write import FILES, example_images
+from lt_detectron2.export.write import FILES, example_images, export
 from lt_detectron2.statistics import ClassStatistics
 from tests.export.detectors import config_and_detector
 from tests.modeling.detectors import STATISTICS
@@ -56,7 +56,7 @@ def test_plain_runs_in_detectron2(run, softmax):
     status, output, printed = run(softmax, "--format", "plain")
     assert status == 0 and "192 x 256" in printed
     cfg = get_cfg()
-    cfg.merge_from_file(str(output / "config.yaml"))
+    cfg.merge_from_file(str(output / "model_plain.yaml"))
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     original = Detector(softmax)
@@ -101,7 +101,29 @@ def test_file_that_differs_is_removed(run, softmax, monkeypatch):
     monkeypatch.setattr(write, "plain_detector", other)
     status, output, printed = run(softmax, "--format", "plain")
     assert status == 1 and "differs from the original" in printed
-    assert not (output / FILES["plain"]).exists()
+    assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize("file_format", ["plain", "torchscript"])
+def test_file_that_does_not_run_is_removed(softmax, tmp_path, monkeypatch, file_format):
+    def fail(*_, **__):
+        raise RuntimeError("expected 800 rows")
+
+    monkeypatch.setattr("lt_detectron2.export.write.compare", fail)
+    (tmp_path / "model_plain.yaml").write_text("")
+    with pytest.raises(RuntimeError, match="800 rows"):
+        export(Detector(softmax), file_format, tmp_path)
+    kept = [] if file_format == "plain" else ["model_plain.yaml"]
+    assert [file.name for file in tmp_path.iterdir()] == kept
+
+
+def test_folder_of_the_training_keeps_its_files(softmax):
+    folder = softmax.parent
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    command = ["export", str(softmax), "--format", "plain", "--output", str(folder)]
+    assert main(command) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert main(command) == 0  # and again, by the training's config
 
 
 def test_bad_input(run, softmax, tmp_path):
