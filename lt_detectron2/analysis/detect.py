@@ -71,6 +71,7 @@ def detect_all(
     """
     Write a picture for each image, a video for each video, and ``detections.json``.
 
+    No input is written over, also where ``output`` is its own folder.
     The JSON file is written also when something ends this early, with what was done until then.
 
     Args:
@@ -96,7 +97,7 @@ def detect_all(
         entries.append({**where, **_entry(image, objects)})
         return draw_picture(image, objects[::-1], 0 if "frame" in where else BEST_SIDE)
 
-    free_name = _FreeNames(output)
+    free_name = _FreeNames(output, inputs)
     done = failed = 0
     try:
         for path in track(inputs, "detecting", unit="file"):
@@ -247,19 +248,25 @@ def _write_json(
 
 
 class _FreeNames:
-    """File names in a folder, each given once: a.png and a.jpg become a.jpg and a_2.jpg."""
+    """
+    File names in a folder, each given once: a.png and a.jpg become a.jpg and a_2.jpg.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: to write to.
+        inputs: files whose names are taken, if they lie there.
+    """
+
+    def __init__(self, folder: Path, inputs: Sequence[Path]):
         self._folder = folder
-        self._given: set[str] = set()
+        self._taken = {path.resolve() for path in inputs}
 
     def __call__(self, stem: str, suffix: str) -> Path:
-        number, name = 1, f"{stem}{suffix}"
-        while name in self._given:
+        number, path = 1, self._folder / f"{stem}{suffix}"
+        while path.resolve() in self._taken:
             number += 1
-            name = f"{stem}_{number}{suffix}"
-        self._given.add(name)
-        return self._folder / name
+            path = self._folder / f"{stem}_{number}{suffix}"
+        self._taken.add(path.resolve())
+        return path
 
 
 def _remark(entries: Sequence[dict[str, Any]], threshold: float) -> None:

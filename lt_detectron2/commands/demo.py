@@ -40,6 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("nothing to look at: name images, folders or videos, or give --webcam 0")
     if not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold} is no score: give a number in [0, 1]")
+    if arguments.most < 1:
+        raise UserError(f"--most is {arguments.most}: show at least 1 detection of an image")
+    if arguments.frames < 0:
+        raise UserError(f"--frames is {arguments.frames}: give a number, or 0 for all frames")
     inputs = find_inputs(arguments.inputs)
     names = read_names(arguments.names) if arguments.names else None
     detector = Detector(arguments.weights, arguments.config_file, arguments.set, names)

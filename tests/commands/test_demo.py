@@ -85,6 +85,16 @@ def test_folder(run, images, monkeypatch):
             assert detection["segmentation"]["size"] == [entry["height"], entry["width"]]
 
 
+def test_inputs_are_not_written_over(weights, images, tmp_path):
+    """The pictures go to the folder of the images, by another way to it."""
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    (tmp_path / "link").symlink_to(images)
+    assert main(["demo", str(weights), str(images), "--output", str(tmp_path / "link")]) == 0
+    after = {path.name: path.read_bytes() for path in images.iterdir()}
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"a_2.jpg", "a_3.jpg", "b_2.jpg", "detections.json"}
+
+
 def test_equals_the_model(weights, images):
     """Names of classes, the order of colours and the size are those that the training had."""
     detector = Detector(weights)
@@ -156,6 +166,13 @@ def test_video(run, film):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 5
 
 
+def test_video_is_not_written_over(weights, film, tmp_path):
+    source = film.rename(tmp_path / "film.mp4")
+    before = source.read_bytes()
+    assert main(["demo", str(weights), str(source), "--output", str(tmp_path)]) == 0
+    assert source.read_bytes() == before and (tmp_path / "film_2.mp4").is_file()
+
+
 def test_camera(run, film, monkeypatch):
     """Camera 3 is a film here; there is no other."""
     import cv2
@@ -190,6 +207,8 @@ def test_video_without_opencv(run, tmp_path, monkeypatch):
         ([], "nothing to look at"),
         (["FOLDER/notes.txt"], "notes.txt' cannot be read as an image"),
         (["FOLDER", "--threshold", "3"], "--threshold 3.0 is no score"),
+        (["FOLDER", "--most", "0"], "--most is 0: show at least 1"),
+        (["FOLDER", "--frames", "-1"], "--frames is -1: give a number"),
         (["FOLDER", "--config-file", "none.yaml"], "no config 'none.yaml'"),
         (["FOLDER", "--names", "none.txt"], "--names: 'none.txt' cannot be read"),
         (["FOLDER", "--set", "MODEL.NO_KEY", "1"], "config key 'MODEL.NO_KEY' does not exist"),
