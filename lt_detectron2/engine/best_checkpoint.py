@@ -6,13 +6,14 @@ import copy
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
@@ -41,15 +42,26 @@ class BestCheckpoint(hooks.BestCheckpointer):
         self._record = os.path.join(checkpointer.save_dir, RECORD_FILE)
 
     def before_train(self) -> None:
-        kept = (self._record, os.path.join(self._checkpointer.save_dir, f"{FILE_PREFIX}.pth"))
-        if self.trainer.start_iter == 0 or not all(map(os.path.isfile, kept)):
+        if self.trainer.start_iter == 0:
+            if comm.is_main_process():  # that of an earlier training in this folder
+                Path(self._record).unlink(missing_ok=True)
             return
-        with open(self._record, encoding="utf-8") as file:
-            record = json.load(file)
-        if record["metric"] != self._val_metric:
+        kept = (self._record, os.path.join(self._checkpointer.save_dir, f"{FILE_PREFIX}.pth"))
+        if not all(map(os.path.isfile, kept)):
+            return
+        try:
+            record = json.loads(Path(self._record).read_bytes())
+            metric, value, iteration = record["metric"], float(record["value"]), record["iteration"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "%s cannot be read (%s): the next evaluation counts as the best so far",
+                *(self._record, reason(error)),
+            )
+            return
+        if metric != self._val_metric:
             logger.info("%s is of another metric and begins anew", RECORD_FILE)
             return
-        self.best_metric, self.best_iter = record["value"], record["iteration"]
+        self.best_metric, self.best_iter = value, iteration
 
     def _best_checking(self) -> None:
         before = self.best_metric, self.best_iter
@@ -64,7 +76,7 @@ class BestCheckpoint(hooks.BestCheckpointer):
     def _write_record(self) -> None:
         names = ("metric", "value", "iteration")
         record = dict(zip(names, (self._val_metric, self.best_metric, self.best_iter)))
-        with replacing(self._record) as file:
+        with replacing(self._record, durable=True) as file:
             json.dump(record, file)
 
 

@@ -1,6 +1,7 @@
 """The best checkpoint: of the best evaluation, over resumptions, and never what is resumed from."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,3 +94,22 @@ def test_new_training_begins_anew(train, tmp_path):
     (tmp_path / "model_best.pth").unlink()
     step, record = train([1.0], max_iter=8, start=6)
     assert (step, record["value"]) == (8, 1.0)
+
+
+def test_new_training_forgets_before_its_first_evaluation(train, tmp_path):
+    """Stopped before that and resumed, it knows nothing of the folder's earlier training."""
+    train([30.0, 80.0, 5.0])
+    stopped = BestCheckpoint(2, DetectionCheckpointer(torch.nn.Identity(), str(tmp_path)), "APr")
+    stopped.trainer = SimpleNamespace(start_iter=0)
+    stopped.before_train()
+    step, record = train([1.0], max_iter=8, start=6)
+    assert (step, record["value"]) == (8, 1.0)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"metric": "bbox/APr", "value": null}'])
+def test_damaged_record_is_passed_over(train, tmp_path, caplog, content):
+    train([3.0, 8.0], max_iter=4)
+    (tmp_path / "model_best.json").write_text(content)
+    step, record = train([5.0], max_iter=8, start=6)
+    assert (step, record["value"]) == (8, 5.0)
+    assert "model_best.json cannot be read" in caplog.text
