@@ -5,7 +5,8 @@ See a plain detector miss the rare classes and a long-tail one find them, on gen
     python -m lt_detectron2.analysis.demo --seeds 0 1 2 --methods softmax eqlv2 eqlv2_rfs
 
 Trains the methods with the same seeds and schedule, evaluates them by the LVIS metric, prints a
-table and writes report.md and report.html. What is finished is not trained again; --fresh does.
+table and writes report.md and report.html. What is finished is not trained again; --fresh deletes
+the runs of these methods and seeds first, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from . import ap_by_count, class_histogram, predictions
@@ -51,9 +53,11 @@ def run_demo(
 ) -> Path:
     """Generate, train, evaluate and report; returns the path of the report."""
     output = output.resolve()
-    if fresh and output.exists():
-        shutil.rmtree(output)
     runs = make_runs(profile, methods, seeds, output, overrides)
+    if fresh:  # not the whole folder, in which other trainings may lie
+        for run in chain.from_iterable(runs.values()):
+            if run.folder.exists():
+                shutil.rmtree(run.folder)
     train_all(profile, runs)
     table = results_table(runs)
     print("3. Box AP in percent, over all, rare, common and frequent classes\n")
@@ -125,7 +129,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["softmax", "eqlv2"], choices=LABELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", default="output/demo")
-    parser.add_argument("--fresh", action="store_true", help="delete earlier results first")
+    parser.add_argument("--fresh", action="store_true", help="delete these runs first")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="config keys and values")
     return parser.parse_args(argv)
 

@@ -20,6 +20,7 @@ POLL_SECONDS = 0.5
 QUIET_PERIOD = 30.0
 """Seconds between two progress lines where nobody sees a bar move."""
 
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 SECONDS_FILE = "wall_seconds.txt"
 
 
@@ -109,7 +110,7 @@ def exit_status(work: Callable[[], object]) -> int:
 
 def execute(runs: Sequence[Run], max_iterations: int) -> None:
     """
-    Do the runs that are not done yet, as many at a time as there are GPUs, or CPU cores.
+    Do the runs that are not done yet, one on each GPU, or as many at a time as there are CPU cores.
 
     Each run resumes from its last checkpoint. Ctrl-C stops all of them; a later call goes on.
 
@@ -119,16 +120,18 @@ def execute(runs: Sequence[Run], max_iterations: int) -> None:
     waiting = [run for run in runs if not run.is_done]
     if not waiting:
         return
-    slots = min(_parallel_runs(), len(waiting))
-    threads = max(1, (os.cpu_count() or 1) // slots)
+    cores = os.cpu_count() or 1
+    free: list[str | None] = [*_gpus()] or [None] * cores
+    threads = max(1, cores // min(len(free), len(waiting)))
     active: dict[str, tuple[Run, subprocess.Popen, tqdm]] = {}
     started: dict[str, float] = {}
+    gpus: dict[str, str | None] = {}
     waiting.reverse()
     position = 0
     last_line = time.monotonic()
     try:
         while waiting or active:
-            while waiting and len(active) < slots:
+            while waiting and free:
                 run = waiting.pop()
                 bar = tqdm(
                     total=max_iterations,
@@ -140,7 +143,8 @@ def execute(runs: Sequence[Run], max_iterations: int) -> None:
                     "[{elapsed}<{remaining}] {postfix}",
                 )
                 position += 1
-                active[run.name] = (run, _start(run, threads), bar)
+                gpu = gpus[run.name] = free.pop(0)
+                active[run.name] = (run, _start(run, threads, gpu), bar)
                 started[run.name] = time.monotonic()
             time.sleep(POLL_SECONDS)
             for name, (run, process, bar) in list(active.items()):
@@ -150,6 +154,7 @@ def execute(runs: Sequence[Run], max_iterations: int) -> None:
                 if process.poll() is not None:
                     bar.close()
                     del active[name]
+                    free.append(gpus[name])
                     run.add_seconds(time.monotonic() - started[name])
                     if process.returncode or not run.is_done:
                         raise RunFailed(explain_failure(run))
@@ -167,19 +172,24 @@ def execute(runs: Sequence[Run], max_iterations: int) -> None:
             process.wait()
 
 
-def _parallel_runs() -> int:
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
     import torch
 
-    return torch.cuda.device_count() or max(1, os.cpu_count() or 1)
+    count = torch.cuda.device_count()
+    names = os.environ.get(VISIBLE_GPUS)
+    return names.split(",")[:count] if names else [str(index) for index in range(count)]
 
 
-def _start(run: Run, threads: int) -> subprocess.Popen:
+def _start(run: Run, threads: int, gpu: str | None) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
     mode = "--eval-only" if run.eval_only else "--resume"
     command = [sys.executable, str(REPOSITORY / "train_net.py"), mode]
     command += ["--config-file", str(REPOSITORY / run.config)]
     command += ["OUTPUT_DIR", str(run.folder), *run.overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        environment[VISIBLE_GPUS] = gpu  # a run takes the first one that it sees
     with (run.folder / "console.txt").open("ab") as console:
         return subprocess.Popen(command, stdout=console, stderr=subprocess.STDOUT, env=environment)
 
