@@ -54,6 +54,13 @@ class Outcomes:
     def num_categories(self) -> int:
         return len(self.offsets) - 1
 
+    def annotation_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two (K,): images with annotations that count of each category, and these annotations."""
+        category = self.annotation_category.astype(np.int64)
+        cells = np.unique(category * self.num_images + self.annotation_image)
+        images = np.bincount(cells // max(self.num_images, 1), minlength=self.num_categories)
+        return images, np.bincount(category, minlength=self.num_categories)
+
     @classmethod
     def from_matches(
         cls, ground_truth: GroundTruth, matches: Matches, *partitions: CategoryGroups | None

@@ -28,6 +28,11 @@ def format_number(value: float, digits: int = 2) -> str:
     return ABSENT if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def format_count(value: int) -> str:
+    """The count, or "n/a" for -1, which is one that nobody knows."""
+    return ABSENT if value < 0 else f"{value:,}"
+
+
 def results_table(results: Mapping[str, Numbers]) -> str:
     """One line per task, one column per metric, in percent."""
     metrics = list(dict.fromkeys(name for numbers in results.values() for name in numbers))

@@ -33,8 +33,11 @@ def test_figures_can_be_drawn(tmp_path):
     names = [NAME] * STATISTICS.num_classes
     class_histogram.draw(replace(STATISTICS, class_names=tuple(names)), tmp_path / "counts.png")
     interval = Interval(1.0, 0.1, 0.5, 1.5, 0.0)
-    difference = class_differences.ClassDifference(NAME, "rare", 1, 1, 1.0, 2.0, interval)
-    class_differences.draw([difference], ("a", "b"), tmp_path / "differences.png")
+    differences = [
+        class_differences.ClassDifference(NAME, "rare", 1, images, 20, 1.0, 2.0, interval)
+        for images in (1, 20)
+    ]
+    class_differences.draw(differences, ("a", "b"), tmp_path / "differences.png")
     category = CategoryResult(NAME, "rare", 1, 1.0)
     confusion = Confusion(np.arange(2), (NAME, NAME), np.array([[1, 4, 0], [0, 2, 1]]))
     figure = confusion_figure(confusion, {0: category, 1: category})

@@ -40,16 +40,17 @@ def test_tables_figures_and_numbers(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if "|" in line}
     rare = [cell.strip() for cell in rows["Nº2 red striped diamond"].split("|")[2:-1]]
-    assert rare == ["rare", "2", "12", "0.0", "100.0", "100.0", "100.0", "100.0", "yes"]
+    assert rare == ["rare", "2", "12", "12", "0.0", "100.0", "100.0", "100.0", "100.0", "yes"]
     same = [cell.strip() for cell in rows["Nº7 red striped cross"].split("|")[2:-1]]
     assert same[0:2] == ["frequent", "108"] and same[-4:] == ["0.0", "0.0", "0.0", "no"]
     assert "better is better than plain" in printed
-    assert "Of 7 classes 2 clearly better, 0 clearly worse" in printed
+    assert "Of 7 classes in 10 images or more (of 7) 2 clearly better, 0 clearly worse" in printed
 
     files = {path.name for path in (tmp_path / "comparison").iterdir()}
     assert {"comparison.md", "comparison.json", "differences.png", "ap_by_count.png"} <= files
     numbers = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert numbers["metrics"]["APr"]["difference"]["value"] == pytest.approx(100)
+    assert [c["val_images"] for c in numbers["classes"]] == [12] * 7
     assert [c["is_clear"] for c in numbers["classes"]] == [False] * 5 + [True] * 2
     assert "![differences](differences.png)" in (
         tmp_path / "comparison" / "comparison.md"

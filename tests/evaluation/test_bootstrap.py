@@ -100,9 +100,20 @@ def test_outcomes_are_bits():
     assert outcomes.right.tolist() == [every, 0, every]
     assert outcomes.wrong.tolist() == [0, every, 0]
     assert outcomes.image.tolist() == [0, 0, 1]
+    assert [counts.tolist() for counts in outcomes.annotation_counts()] == [[2, 1, 0]] * 2
     again = Outcomes.from_columns(outcomes.columns())
     for name, column in outcomes.columns().items():
         np.testing.assert_array_equal(again.columns()[name], column)
+
+
+def test_counts_of_annotations():
+    dataset, results = case(4)
+    outcomes, _ = outcomes_of(dataset, results)
+    index = GroundTruth.from_lvis(dataset)
+    images, annotations = outcomes.annotation_counts()
+    np.testing.assert_array_equal(images, index.image_count)
+    np.testing.assert_array_equal(annotations, index.instance_count)
+    assert (images < annotations).any()
 
 
 def test_intervals_surround_the_metric():
