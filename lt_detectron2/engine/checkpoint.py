@@ -30,6 +30,9 @@ LAST_FILE = "last_checkpoint"
 HISTORY_FILE = "checkpoint_history"
 """The names of all checkpoints of this training, oldest first."""
 
+MATCHING = "?matching_heuristics=True"
+"""Detectron2's end of MODEL.WEIGHTS for files whose names lack the first parts of the model's."""
+
 
 def what_is_kept(folder: str) -> str:
     """For the message of what fails: the newest checkpoint of a folder, if there is any."""
@@ -96,6 +99,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self.reinit = tuple(reinit)
         self.allow_pickle = allow_pickle
         self.strict = False
+        self._matches_names = False
         self._history: list[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -203,10 +207,15 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         Load ``path``; an empty path loads nothing.
 
+        At its end may stand :data:`MATCHING`, which is taken off here: Detectron2's 0.6 does not
+        know it, and what its main branch notes of it is for a ``_load_file`` of its own.
+
         Raises:
             CheckpointError: no such file, or it cannot be fetched; or ``strict``, and the
                 checkpoint does not fit the model.
         """
+        self._matches_names = path.endswith(MATCHING)
+        path = path.removesuffix(MATCHING)
         # Handlers of addresses cannot say whether there is a file: Detectron2's raises.
         if "://" in path:
             self._fetch(path)
@@ -219,9 +228,10 @@ class LongTailCheckpointer(DetectionCheckpointer):
         try:
             self.path_manager.get_local_path(address)
         except OSError as error:
+            end = f" with {MATCHING} behind it" if self._matches_names else ""
             raise CheckpointError(
                 f"{address!r} cannot be fetched ({error}): get the file on a machine with access "
-                "to it and set MODEL.WEIGHTS to its path, or to '' to start from scratch"
+                f"to it and set MODEL.WEIGHTS to its path{end}, or to '' to start from scratch"
             ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -234,7 +244,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
             weights = content.get("model_state", content)
             weights = {n: v for n, v in weights.items() if not n.endswith("num_batches_tracked")}
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        return content if "model" in content else {"model": content}
+        content = content if "model" in content else {"model": content}
+        return content | {"matching_heuristics": True} if self._matches_names else content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self.reinit and not self.strict:
@@ -301,7 +312,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
 def check_weights(path: str) -> None:
     """Raise CheckpointError if there is no such file; what has to be fetched is not looked for."""
-    if "://" not in path and not PathManager.isfile(path):
+    if "://" not in path and not PathManager.isfile(path.removesuffix(MATCHING)):
         raise CheckpointError(
             f"no checkpoint at {path!r}: check MODEL.WEIGHTS (empty starts from scratch)"
         )

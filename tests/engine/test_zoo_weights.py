@@ -5,9 +5,10 @@ import pickle
 import urllib.error
 
 import pytest
+import torch
 from detectron2.utils.file_io import PathManager
 
-from lt_detectron2.engine.checkpoint import LongTailCheckpointer
+from lt_detectron2.engine.checkpoint import MATCHING, LongTailCheckpointer, check_weights
 from lt_detectron2.errors import CheckpointError
 from tests.modeling.detectors import NUM_CLASSES, small_config, small_detector
 
@@ -56,3 +57,21 @@ def test_classifiers_of_other_classes_start_afresh(network, tmp_path, caplog):
 def test_no_network(network, tmp_path):
     with pytest.raises(CheckpointError, match="no route to host.*set MODEL.WEIGHTS to its path"):
         LongTailCheckpointer(detector(tmp_path), str(tmp_path)).load(ADDRESS)
+
+
+@pytest.mark.parametrize("has_address", [True, False])
+def test_names_without_their_first_parts(network, tmp_path, has_address):
+    """As the backbones of classification trainings, which the configs of Swin start from."""
+    prefix = "backbone.bottom_up."
+    state = detector(tmp_path).state_dict()
+    expected = {name: value + 1 for name, value in state.items() if name.startswith(prefix)}
+    path = str(tmp_path / "classifier.pth")
+    torch.save({"model": {n.removeprefix(prefix): v for n, v in expected.items()}}, path)
+    address = "https://zoo.example/classifier.pth"
+    network[address] = path
+    weights = (address if has_address else path) + MATCHING
+    check_weights(weights)
+    model = detector(tmp_path)
+    LongTailCheckpointer(model, str(tmp_path)).load(weights)
+    loaded = model.state_dict()
+    assert expected and all(torch.equal(loaded[name], expected[name]) for name in expected)
