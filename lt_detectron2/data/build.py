@@ -31,6 +31,7 @@ from .loader import TrainingLoader
 from .record_store import SharedRecords
 from .samplers import EpisodicSampler, LongTailSampler
 from .shared_records import shared_records
+from .statistics import classifier_node
 from .validate import check_masks
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def sampler_factory(cfg: CfgNode, records: Records) -> MakeSampler:
     if stock is not None:
         return stock(cfg, records)
     sampler_class = sampler_classes()[name]
-    images = ImageClasses.from_records(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    images = ImageClasses.from_records(records, cfg.MODEL[classifier_node(cfg)].NUM_CLASSES)
     arguments = {key.lower(): value for key, value in cfg.LONG_TAIL.SAMPLER[name].items()}
     wired = {
         "threshold": cfg.DATALOADER.REPEAT_THRESHOLD,

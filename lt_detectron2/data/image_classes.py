@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DatasetError
 from ..statistics import ClassStatistics
 from .record_store import SharedRecords
 
@@ -35,32 +36,41 @@ class ImageClasses:
 
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, Any]], num_classes: int) -> ImageClasses:
-        """From Detectron2's records. Crowds do not count: no mapper trains on them."""
+        """
+        From Detectron2's records. Crowds do not count: no mapper trains on them.
+
+        Raises:
+            DatasetError: an object is of none of the classes.
+        """
         if isinstance(records, SharedRecords):
             return cls.from_pairs(len(records), num_classes, *records.objects())
-        keys = torch.tensor(
-            [
-                index * num_classes + annotation["category_id"]
-                for index, record in enumerate(records)
-                for annotation in record.get("annotations", ())
-                if not annotation.get("iscrowd", 0)
-            ],
-            dtype=torch.int64,
-        )
-        return cls._from_keys(len(records), num_classes, *torch.unique(keys, return_counts=True))
+        objects = [
+            (index, annotation["category_id"])
+            for index, record in enumerate(records)
+            for annotation in record.get("annotations", ())
+            if not annotation.get("iscrowd", 0)
+        ]
+        columns = torch.tensor(objects, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        return cls.from_pairs(len(records), num_classes, *columns)
 
     @classmethod
     def from_pairs(
         cls, num_images: int, num_classes: int, image: Tensor, classes: Tensor
     ) -> ImageClasses:
-        """From the image and the class of every object, both int64 of one shape."""
-        keys = image * num_classes + classes
-        return cls._from_keys(num_images, num_classes, *torch.unique(keys, return_counts=True))
+        """
+        From the image and the class of every object, both int64 of one shape.
 
-    @classmethod
-    def _from_keys(
-        cls, num_images: int, num_classes: int, keys: Tensor, instances: Tensor
-    ) -> ImageClasses:
+        Raises:
+            DatasetError: an object is of none of the classes.
+        """
+        wrong = (classes < 0) | (classes >= num_classes)
+        if wrong.any():  # it would be taken for another class of another image
+            raise DatasetError(
+                f"expected classes 0..{num_classes - 1}, found an object of class "
+                f"{int(classes[wrong][0])}: set NUM_CLASSES to the number of categories of "
+                "DATASETS.TRAIN, and give LONG_TAIL.STATISTICS, if any, of the same categories"
+            )
+        keys, instances = torch.unique(image * num_classes + classes, return_counts=True)
         image = keys.div(num_classes, rounding_mode="floor")
         return cls(num_images, num_classes, image, keys % num_classes, instances)
 

@@ -62,7 +62,7 @@ def training_statistics(cfg: CfgNode, required: bool = True) -> ClassStatistics 
 
     Raises:
         DatasetError: annotations missing, unreadable or wrong.
-        ConfigError: the counts are of another number of classes than ROI_HEADS.NUM_CLASSES.
+        ConfigError: the counts are of another number of classes than NUM_CLASSES.
     """
     names = tuple(cfg.DATASETS.TRAIN)
     if cfg.LONG_TAIL.STATISTICS:
@@ -263,8 +263,13 @@ def _report(name: str, statistics: ClassStatistics) -> None:
         )
 
 
+def classifier_node(cfg: CfgNode) -> str:
+    """Node of MODEL whose NUM_CLASSES and SCORE_THRESH_TEST the detector goes by."""
+    return "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+
+
 def _check_num_classes(cfg: CfgNode, statistics: ClassStatistics) -> None:
-    node = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    node = classifier_node(cfg)
     configured = cfg.MODEL[node].NUM_CLASSES
     if configured != statistics.num_classes:
         raise ConfigError(

@@ -15,6 +15,7 @@ from ..data.datasets.annotation_json import AnnotationSummary, summarize_annotat
 from ..data.datasets.custom import CustomMetadata, register_annotations
 from ..data.own import OwnData
 from ..data.split import classes_of_one_part, split_annotations
+from ..data.statistics import classifier_node
 from ..errors import ConfigError, DatasetError
 from ..modeling.components import build
 from .compensation import double_compensation
@@ -153,7 +154,7 @@ def _shown(name: str | None) -> str:
 def _set_num_classes(
     cfg: CfgNode, already_set: set[str], summary: AnnotationSummary, source: Path
 ) -> None:
-    node = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    node = classifier_node(cfg)
     key, num_classes = f"MODEL.{node}.NUM_CLASSES", len(summary.class_names)
     if key in already_set and cfg.MODEL[node].NUM_CLASSES != num_classes:
         listed = ", ".join(summary.class_names[:8]) + (", ..." if num_classes > 8 else "")

@@ -129,6 +129,12 @@ def test_hyper_parameters_reach_the_sampler(records):
     assert sampler.num_epochs == 3  # 12 iterations of 2 images, 8 in the set
 
 
+def test_retinanet_has_classes_of_its_own(records):
+    retinanet = ["MODEL.META_ARCHITECTURE", "LongTailRetinaNet", "MODEL.RETINANET.NUM_CLASSES", "4"]
+    cfg = config("ClassAwareSampler", *retinanet, "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    assert sampler_factory(cfg, records)(seed=3).images.image_count.tolist() == [7, 3, 1, 1]
+
+
 def test_auto_threshold_reaches_the_sampler(records):
     cfg = config("RepeatFactorSampler", "LONG_TAIL.REPEAT_THRESHOLD", "auto")
     statistics = ClassStatistics([9, 3, 1, 1], [7, 3, 1, 1], 8)

@@ -21,6 +21,7 @@ from lt_detectron2.data.samplers import (
     InverseFrequencySampler,
     RepeatFactorSampler,
 )
+from lt_detectron2.errors import DatasetError
 from tests.data.object_tables import images_of_table
 from tests.golden import load_golden
 from tests.parity import compare
@@ -283,6 +284,13 @@ def test_table_from_records():
         [],
         [0],
     ]
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_class_beyond_the_classes_is_refused(wrong):
+    records = [{"annotations": [{"category_id": 0}, {"category_id": wrong}]}, {}]
+    with pytest.raises(DatasetError, match=rf"expected classes 0..3, found .* class {wrong}: set"):
+        ImageClasses.from_records(records, 4)
 
 
 @pytest.mark.parametrize(
