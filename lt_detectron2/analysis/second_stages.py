@@ -67,8 +67,8 @@ METHODS = {
     "lws_scaled_bias": Method("LWS, biases scaled too", "scales"),
     "reweight_classifier": Method("re-weighting (7)", "classifier"),
     "reweight_all": Method("re-weighting (6)", "all but stem, res2"),
-    "focal_classifier": Method("focal loss (9)", "classifier"),
-    "focal_all": Method("focal loss (8)", "all but stem, res2"),
+    "focal_classifier": Method("focal loss, K columns, classifier", "classifier"),
+    "focal_all": Method("focal loss, K columns", "all but stem, res2"),
     "simcal": Method("SimCal", "second head"),
     "loce": Method("LOCE", "classifier, box regression, RPN"),
     "tde": Method("De-confound-TDE", "classifier"),
@@ -266,7 +266,9 @@ first stage (BAGS' "then tune" rows have twice as many), and not with the first 
 of 2 AP between two rows of two seeds are noise, and APr rests on few classes. Strengths of
 calibrations are those of the papers, unless a row says that it was searched, on images of the
 training set.
-Numbers in parentheses are those of the rows of BAGS' main results ([papers](papers.md)).
+Numbers in parentheses are those of the rows of BAGS' main results ([papers](papers.md)). Focal loss
+has no column for the background here, so that its classifier starts anew, and is divided by the
+foreground regions: it is not the loss that rows (8) and (9) there mean.
 
 ## Every seed
 
