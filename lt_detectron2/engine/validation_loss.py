@@ -22,7 +22,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..errors import ConfigError
+from ..data.images import CheckedMapper
+from ..data.validate import check_masks
+from ..errors import ConfigError, about
 from ..losses.base import ClassificationLoss
 from ..progress import track
 from ..random_state import keeping_random_state
@@ -30,6 +32,7 @@ from ..random_state import keeping_random_state
 logger = logging.getLogger(__name__)
 
 PREFIX = "validation/"
+PERIOD_KEY = "LONG_TAIL.VALIDATION_LOSS_PERIOD"
 
 
 class ValidationLoss(HookBase):
@@ -44,9 +47,14 @@ class ValidationLoss(HookBase):
     Args:
         cfg: names the sets, and the period ``LONG_TAIL.VALIDATION_LOSS_PERIOD``.
         model: whose losses are measured.
+
+    Raises:
+        ConfigError: there are no annotated images, or proposals are read from files.
+        DatasetError: masks are trained on, and objects lack them.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
+        _annotated_records(cfg)  # refused now, not at the first measurement
         self._cfg = cfg
         self._model = model
         self._period = cfg.LONG_TAIL.VALIDATION_LOSS_PERIOD
@@ -117,16 +125,7 @@ _DIFFERENT_IN_TRAINING = (
 
 def _annotated_images(cfg: CfgNode) -> tuple[Iterable[list[Mapping[str, Any]]], int]:
     """This process's batches of one image, as many in all processes, and the number of images."""
-    records = [
-        record
-        for record in get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-        if "annotations" in record
-    ]
-    if not records:
-        raise ConfigError(
-            "LONG_TAIL.VALIDATION_LOSS_PERIOD needs annotated images, and DATASETS.TEST "
-            f"{tuple(cfg.DATASETS.TEST)} has none: name a validation set, or set the period to 0"
-        )
+    records = _annotated_records(cfg)
     mapper = DatasetMapper(
         is_train=True,
         augmentations=build_augmentation(cfg, is_train=False),
@@ -141,6 +140,38 @@ def _annotated_images(cfg: CfgNode) -> tuple[Iterable[list[Mapping[str, Any]]], 
     steps = math.ceil(len(records) / world_size)
     mine = [(step * world_size + comm.get_rank()) % len(records) for step in range(steps)]
     loader = build_detection_test_loader(
-        records, mapper=mapper, sampler=mine, num_workers=cfg.DATALOADER.NUM_WORKERS
+        records,
+        mapper=CheckedMapper(mapper),
+        sampler=mine,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return loader, len(records)
+
+
+def _annotated_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The annotated images of ``DATASETS.TEST``, with all that a loss needs."""
+    sets = tuple(cfg.DATASETS.TEST)
+    if not sets:
+        raise ConfigError(
+            f"{PERIOD_KEY} needs annotated images, and DATASETS.TEST is empty: name a validation "
+            "set, or set the period to 0"
+        )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            f"{PERIOD_KEY} needs proposals of the detector's own, and MODEL.LOAD_PROPOSALS is "
+            "True: set it to False, or the period to 0"
+        )
+    records = [
+        record
+        for record in get_detection_dataset_dicts(sets, filter_empty=False)
+        if "annotations" in record
+    ]
+    if not records:
+        raise ConfigError(
+            f"{PERIOD_KEY} needs annotated images, and DATASETS.TEST {sets} has none: name a "
+            "validation set, or set the period to 0"
+        )
+    if cfg.MODEL.MASK_ON:
+        with about(PERIOD_KEY):
+            check_masks(records, " and ".join(sets))
+    return records

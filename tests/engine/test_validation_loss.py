@@ -9,8 +9,13 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from lt_detectron2.engine.validation_loss import computing_losses, validation_losses
-from lt_detectron2.errors import ConfigError
+from lt_detectron2.engine import validation_loss
+from lt_detectron2.engine.validation_loss import (
+    ValidationLoss,
+    computing_losses,
+    validation_losses,
+)
+from lt_detectron2.errors import DatasetError, UserError
 from lt_detectron2.random_state import random_state
 from tests.modeling.detectors import batch, small_config, small_detector
 
@@ -21,8 +26,9 @@ DATASET = "validation_loss_val"
 
 @pytest.fixture(scope="module", autouse=True)
 def dataset(tmp_path_factory):
-    register(DATASET, tmp_path_factory.mktemp("images"))
-    yield
+    folder = tmp_path_factory.mktemp("images")
+    register(DATASET, folder)
+    yield folder
     unregister(DATASET)
 
 
@@ -113,11 +119,36 @@ def test_state_of_training_layers_is_put_back(tmp_path):
     assert model.loss_normalizer == 7.0
 
 
-def test_needs_annotations(tmp_path, monkeypatch):
-    cfg, model = detector(tmp_path)
-    monkeypatch.setattr(
-        "lt_detectron2.engine.validation_loss.get_detection_dataset_dicts",
-        lambda names, filter_empty: [{"file_name": "a.png", "image_id": 1}],
-    )
-    with pytest.raises(ConfigError, match="needs annotated images"):
-        validation_losses(cfg, model)
+@pytest.mark.parametrize(
+    "overrides, without, message",
+    [
+        (["DATASETS.TEST", "()"], "", "DATASETS.TEST is empty: name a validation set"),
+        (["MODEL.LOAD_PROPOSALS", "True"], "", "MODEL.LOAD_PROPOSALS is True: set it to False"),
+        ([], "annotations", f"needs annotated images, and DATASETS.TEST .*{DATASET}.* has none"),
+        ([], "segmentation", "LONG_TAIL.VALIDATION_LOSS_PERIOD: .* have no segmentation"),
+    ],
+)
+def test_refused_before_the_training(tmp_path, monkeypatch, overrides, without, message):
+    def lacking(names, filter_empty):
+        records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+        for part in (*records, *(a for record in records for a in record["annotations"])):
+            part.pop(without, None)
+        return records
+
+    monkeypatch.setattr(validation_loss, "get_detection_dataset_dicts", lacking)
+    keys = ["DATASETS.TEST", f"('{DATASET}',)", *overrides]
+    cfg = small_config(tmp_path, "LongTailROIHeads", "SeesawLoss", *keys)
+    with pytest.raises(UserError, match=message):
+        ValidationLoss(cfg, torch.nn.Identity())
+
+
+def test_damaged_image_is_named(tmp_path, dataset):
+    cfg, model = detector(tmp_path, "LongTailROIHeads", "SeesawLoss")
+    image = dataset / "3.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:300])
+    try:
+        with pytest.raises(DatasetError, match="3.png.* damaged"):
+            validation_losses(cfg, model)
+    finally:
+        image.write_bytes(whole)
