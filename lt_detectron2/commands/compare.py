@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-
 if TYPE_CHECKING:
     from ..analysis.class_differences import ClassDifference
     from ..evaluation.compare import Comparison
@@ -39,19 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..analysis.class_differences import difference_table
-    from ..evaluation.compare import compare_categories, comparison_table, find_outcomes
+    from ..evaluation.compare import (
+        compare_categories,
+        comparison_table,
+        describe_groups,
+        find_outcomes,
+        run_with_groups,
+    )
     from ..evaluation.outcomes import Outcomes
 
-    if arguments.samples < 1:
-        raise UserError(f"--samples is {arguments.samples}, expected at least 1")
     folders = (arguments.first, arguments.second)
     outcomes = [Outcomes.load(str(find_outcomes(run, arguments.task))) for run in folders]
     metrics, categories = compare_categories(*outcomes, arguments.samples, seed=arguments.seed)
     labels = _labels(*folders)
-    classes = _classes(arguments.first, categories, outcomes[0])
+    classes = _classes(folders[run_with_groups(*outcomes)], categories, outcomes[0])
     text = "\n".join(
         [
-            f"{arguments.task}, {outcomes[0].num_images:,} images, {outcomes[0].protocol}\n",
+            f"{arguments.task}, {outcomes[0].num_images:,} images, {outcomes[0].protocol}",
+            *describe_groups(*outcomes),
+            "",
             comparison_table(metrics, labels),
             "\nAP of each class in percent, the classes with most training images first\n",
             difference_table(classes, labels),

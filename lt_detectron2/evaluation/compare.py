@@ -53,9 +53,16 @@ def compare(
     """
     Metrics of two runs and of their difference.
 
+    Both are averaged over the same groups of classes, those of `run_with_groups`.
+
     Raises:
-        UserError: they were measured on other annotations or under other caps.
+        UserError: they were measured on other annotations or under other caps, there are no samples
+            to draw, or the seed is negative.
     """
+    if num_samples < 1:
+        raise UserError(f"expected at least one sample of the images, got {num_samples}: ask for more")
+    if seed < 0:
+        raise UserError(f"expected a seed of at least 0, got {seed}: choose another")
     for what, one, other in (
         ("annotations", first.fingerprint, second.fingerprint),
         ("caps", first.protocol, second.protocol),
@@ -65,9 +72,11 @@ def compare(
                 f"expected two runs with the same {what}, they have {one!r} and {other!r}: "
                 "evaluate both again in the same way"
             )
+    partitions = (first, second)[run_with_groups(first, second)].partitions
+    runs = [replace(run, partitions=partitions) for run in (first, second)]
     ones = np.ones(first.num_images)
-    values = [weighted_numbers(WeightedAP(run), ones) for run in (first, second)]
-    samples = bootstrap([first, second], num_samples, seed=seed)
+    values = [weighted_numbers(WeightedAP(run), ones) for run in runs]
+    samples = bootstrap(runs, num_samples, seed=seed)
     comparisons = {}
     for name in values[0]:
         one, other = values[0][name], values[1][name]
@@ -96,6 +105,33 @@ def compare_categories(
     comparisons = compare(*runs, num_samples, seed=seed)
     categories = [comparisons.pop(f"AP{name}") for name in each.names]
     return comparisons, categories
+
+
+def run_with_groups(first: Outcomes, second: Outcomes) -> int:
+    """
+    Which of two runs, 0 or 1, says what the groups are: the one that knows more partitions.
+
+    A run that was evaluated without counts of its training set knows fewer, or none.
+    """
+    known = [sum((g.index >= 0).any() for g in run.partitions) for run in (first, second)]
+    return int(known[1] > known[0])
+
+
+def describe_groups(first: Outcomes, second: Outcomes) -> list[str]:
+    """Lines that say where the groups come from, and whose they are if the runs have others."""
+    chosen = run_with_groups(first, second)
+    lines = [
+        f"groups from {g.source}" + (f": {g.rule}" if g.rule else "")
+        for g in (first, second)[chosen].partitions
+    ]
+    groups = [[(g.names, g.index.tolist()) for g in run.partitions] for run in (first, second)]
+    if groups[0] != groups[1]:
+        whose = ("first", "second")[chosen]
+        lines.append(
+            f"the runs were evaluated with other groups of classes: those of the {whose} are used "
+            "for both"
+        )
+    return lines
 
 
 def find_outcomes(run: str, task: str) -> Path:
@@ -138,10 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     labels = tuple(Path(run).name or run for run in (options.first, options.second))
     lines = [
         f"{options.task}, {runs[0].num_images:,} images, {runs[0].protocol}",
-        *(
-            f"groups from {g.source}" + (f": {g.rule}" if g.rule else "")
-            for g in runs[0].partitions
-        ),
+        *describe_groups(*runs),
         comparison_table(comparisons, labels),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

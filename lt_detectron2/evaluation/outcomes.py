@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from .ground_truth import GroundTruth
 from .groups import CategoryGroups
 from .matching import Matches
@@ -132,10 +132,11 @@ class Outcomes:
                 f"expected the outcomes of an evaluation at {path}, found no such file: evaluate "
                 "the run first, train_net.py --eval-only does"
             ) from None
-        except (KeyError, ValueError) as error:
+        except Exception as error:  # a damaged archive fails in many ways
             raise UserError(
-                f"expected the outcomes of an evaluation in {path}, it holds something else "
-                f"({error}): pass a file outcomes_<task>.npz"
+                f"expected the outcomes of an evaluation in {path}, it is damaged or holds "
+                f"something else ({reason(error)}): pass a file outcomes_<task>.npz, or evaluate "
+                "the run again"
             ) from error
 
 

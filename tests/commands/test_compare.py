@@ -15,7 +15,10 @@ RARE = (13, 33)
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """Two evaluated runs: "plain" misses the rare classes, "better" finds every object."""
+    """
+    Two evaluated runs: "plain" misses the rare classes, "better" finds every object. Both are also
+    there as evaluated without the counts of the training set.
+    """
     folder = tmp_path_factory.mktemp("runs")
     counts = dataset_statistics((register_annotations(data / "train.json"),))
     write_statistics(counts, folder / "counts.json")
@@ -29,6 +32,7 @@ def runs(data, tmp_path_factory):
         ]
         (folder / "results.json").write_text(json.dumps(found))
         arguments = [str(data / "val.json"), str(folder / "results.json"), "--tasks", "bbox"]
+        evaluate([*arguments, "--output", str(folder / f"{name}_uncounted" / "inference")])
         arguments += ["--statistics", str(folder / "counts.json")]
         evaluate([*arguments, "--output", str(folder / name / "inference")])
     return folder
@@ -66,6 +70,17 @@ def test_the_other_way_round_and_with_itself(runs, capsys):
         assert verdict in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", [("plain_uncounted", "better"), ("plain", "better_uncounted")])
+def test_one_run_that_was_evaluated_without_counts(names, runs, capsys):
+    assert main(["compare", *(str(runs / name) for name in names), "--samples", "5"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if "|" in line}
+    whose = "first" if names[0] == "plain" else "second"
+    assert f"those of the {whose} are used for both" in printed
+    assert [cell.strip() for cell in rows["APr"].split("|")[2:4]] == ["0.00", "100.00"]
+    assert rows["Nº2 red striped diamond"].split("|")[2:4] == ["     rare ", "            2 "]
+
+
 def test_files_of_outcomes(runs, capsys):
     files = [str(runs / name / "inference" / "outcomes_bbox.npz") for name in ("plain", "better")]
     assert main(["compare", *files, "--samples", "10"]) == 0
@@ -77,7 +92,8 @@ def test_files_of_outcomes(runs, capsys):
     [
         (["{runs}/plain", "{runs}/nothing"], "evaluate the run first"),
         (["{runs}/plain", "{runs}/better", "--task", "segm"], "outcomes_segm.npz"),
-        (["{runs}/plain", "{runs}/better", "--samples", "0"], "--samples is 0"),
+        (["{runs}/plain", "{runs}/better", "--samples", "0"], "at least one sample of"),
+        (["{runs}/plain", "{runs}/better", "--seed", "-1"], "a seed of at least 0, got -1"),
     ],
 )
 def test_bad_input(runs, arguments, message, capsys):

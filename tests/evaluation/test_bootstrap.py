@@ -2,10 +2,12 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lt_detectron2.errors import UserError
 from lt_detectron2.evaluation import (
     Detections,
     GroundTruth,
@@ -18,7 +20,8 @@ from lt_detectron2.evaluation import (
     precision_recall,
 )
 from lt_detectron2.evaluation.bootstrap import Interval, WeightedAP
-from lt_detectron2.evaluation.compare import compare, main
+from lt_detectron2.evaluation.compare import compare, compare_categories, describe_groups, main
+from lt_detectron2.evaluation.groups import CategoryGroups
 
 from .official import random_set
 from .small_set import AP_OF_CATEGORY_1, annotation, category, detection, image, small_set
@@ -183,5 +186,52 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="error: expected two runs with the same caps"):
         main([runs[0], str(tmp_path / "other.npz")])
     np.savez(tmp_path / "other.npz", scores=np.zeros(2))
-    with pytest.raises(SystemExit, match="error: .*it holds something else"):
+    with pytest.raises(SystemExit, match="error: .*holds something else"):
         main([runs[0], str(tmp_path / "other.npz")])
+    for arguments, message in (
+        (("--samples", "0"), "at least one sample of the images, got 0"),
+        (("--seed", "-1"), "a seed of at least 0, got -1"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: expected {message}"):
+            main([*runs, *arguments])
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_outcomes_that_are_cut_short(share, tmp_path):
+    path = tmp_path / "outcomes_bbox.npz"
+    np.savez(path, **outcomes_of(*small_set())[0].columns())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"outcomes_bbox.npz, it is damaged .*: pass a file"):
+        Outcomes.load(str(path))
+
+
+def test_both_runs_are_averaged_over_the_same_groups():
+    outcomes, _ = outcomes_of(*case(4))
+    count = outcomes.num_categories
+    annotated = outcomes.annotation_counts()[0] > 0
+    groups = CategoryGroups(("r", "c", "f"), np.cumsum(annotated) % 3, "a training")
+    outcomes = replace(outcomes, partitions=(groups,))
+    turned = CategoryGroups(groups.names, (groups.index + 1) % 3, "another training")
+    bins = CategoryGroups(("_1", "_2"), np.arange(count) % 2, "a training")
+    unknown = CategoryGroups(groups.names, np.full(count, -1), "nowhere: no group is known")
+    more, other, none = (
+        replace(outcomes, partitions=p) for p in ((groups, bins), (turned,), (unknown,))
+    )
+    for first, second, whose, source in (
+        (outcomes, outcomes, None, groups.source),
+        (outcomes, other, "first", groups.source),
+        (other, outcomes, "first", "another training"),
+        (more, outcomes, "first", groups.source),
+        (outcomes, more, "second", groups.source),
+        (none, outcomes, "second", groups.source),
+    ):
+        found, categories = compare_categories(first, second, 5)
+        # The same detections: whatever the groups, no metric may differ.
+        for name, comparison in found.items():
+            np.testing.assert_equal(comparison.first, comparison.second, err_msg=name)
+        assert ("AP_1" in found) == (more in (first, second))
+        assert not np.isnan(found["APr"].first) and len(categories) == count
+        lines = describe_groups(first, second)
+        assert lines[0] == f"groups from {source}"
+        assert (f"those of the {whose} are used" in lines[-1]) == (whose is not None)
