@@ -197,6 +197,7 @@ class LongTailOpenImagesEvaluator(LongTailEvaluator):
             },
             "groups": [groups_summary(groups, annotated) for groups in self._partitions],
             "num_images": self._ground_truth.num_images,
+            "num_annotations": int(self._ground_truth.instance_count.sum()),
             "num_categories": len(annotated),
             "num_categories_with_annotations": int(np.count_nonzero(annotated)),
             "results": {TASK: without_nan(numbers)},

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -13,7 +14,11 @@ from lt_detectron2.analysis.run_report import leave_report, write_report
 from lt_detectron2.analysis.run_report.curves import curve, read_metrics
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.engine.trainer import LongTailTrainer
+from lt_detectron2.evaluation import LongTailOpenImagesEvaluator
+from lt_detectron2.statistics import ClassStatistics
 from tests.engine.small_set import register, unregister
+from tests.evaluation import test_challenge as open_images
+from tests.golden import load_golden
 from tests.modeling.detectors import small_config, small_detector
 
 DATASET = "run_report_val"
@@ -82,6 +87,49 @@ def test_numbers_are_those_of_the_evaluation(report, run):
     assert "All 7 classes" in table and table.count("| class ") >= 7
     assert "Bootstrap intervals" in table
     assert "81 iterations, 0.25 s each" in markdown
+
+
+def test_groups_are_those_that_are_averaged(report, run):
+    """Two of the three frequent classes have no annotation: APf is the AP of the third."""
+    content = json.loads((run / "inference" / "results.json").read_text())
+    groups = content["groups"][0]
+    assert groups["categories"]["f"] != groups["categories_with_annotations"]["f"]
+    assert f">{groups['categories_with_annotations']['f']} classes<" in report[1]
+    assert f">{groups['categories']['f']} classes<" not in report[1]
+
+
+def test_classes_without_a_group_are_not_called_rare(report, run, tmp_path):
+    assert "the rare and common classes of which" in section(report[0], "Worst confusions")
+    copy = tmp_path / "inference"
+    shutil.copytree(run / "inference", copy)
+    table = (copy / "per_category.csv").read_text()
+    (copy / "per_category.csv").write_text(re.sub(",[rcf],", ",n/a,", table))
+    text = section(write_report(tmp_path)[0].read_text(), "Worst confusions")
+    assert "These are the classes of which" in text
+
+
+@pytest.mark.parametrize("with_statistics", [True, False])
+def test_open_images(with_statistics, tmp_path):
+    golden = load_golden("openimages_eval")
+    open_images.register_golden(golden, tmp_path)
+    counts, statistics = golden["toy_instance_counts"], None
+    if with_statistics:
+        statistics = ClassStatistics(counts, counts.clip(max=5), 5)
+    try:
+        folder = str(tmp_path / "inference")
+        evaluator = LongTailOpenImagesEvaluator(
+            open_images.NAME, output_dir=folder, statistics=statistics
+        )
+        numbers = open_images.run(evaluator, golden)["bbox"]
+        markdown = write_report(tmp_path)[0].read_text()
+    finally:
+        unregister(open_images.NAME)
+    assert "Could not be made" not in markdown
+    assert f"| {numbers['AP50']:.1f} " in markdown.split("## ")[0]
+    text = section(markdown, "Results")
+    assert " 0 annotations" not in text and "All 8 classes" in text and "| mid" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| all "))
+    assert row.split("|")[5].strip() == f"{numbers['AP50']:.1f}"
 
 
 def test_config_lists_what_differs(report):

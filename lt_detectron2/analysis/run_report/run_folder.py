@@ -21,7 +21,7 @@ from .curves import read_metrics
 CONFIG_FILE = "config.yaml"
 STATISTICS_FILE = "class_statistics.json"
 KNOWN_COLUMNS = (
-    *("category_id", "name", "group", "bin"),
+    *("mid", "category_id", "name", "group", "bin"),
     *("train_images", "train_instances", "val_images", "val_instances"),
 )
 """Columns of per_category.csv that are no metric."""

@@ -28,8 +28,8 @@ def lead(run: RunFolder) -> list[Block]:
     """The numbers that a reader looks for first."""
     blocks: list[Block] = []
     for evaluation in run.evaluations:
-        sizes = evaluation.content.get("groups", [{}])
-        sizes = (sizes[0] if isinstance(sizes, list) else sizes).get("categories", {})
+        partitions = evaluation.content.get("groups", [])
+        sizes = partitions[0]["categories_with_annotations"] if partitions else {}
         for task, results in evaluation.results.items():
             names = ["AP", *(f"AP{letter}" for letter in GROUP_OF_LETTER)]
             names = [name for name in names if name in results] or list(results)[:4]
@@ -128,7 +128,7 @@ def _class_table(evaluation: Evaluation) -> Table:
     rows = [
         [
             row["name"].replace("_", " "),
-            f"[{row['group']}]" if row["group"] in GROUP_OF_LETTER else row["group"],
+            _group_cell(row),
             *(row[name] for name in counts),
             *(_percent(_value(row[column])) for column in evaluation.metric_columns),
         ]
@@ -160,11 +160,13 @@ def confusions(run: RunFolder) -> list[Block]:
     # What objects are taken for is text, but stands last: a column of its own kind.
     rows = [[row[0], row[5], *row[1:5]] for row in rows]
     header = ["class", "taken for", "training images", "validation objects", "right", "missed"]
+    in_tail = any(row.category.group in confusion.TAIL_GROUPS for row in top)
+    classes = "rare and common classes" if in_tail else "classes"
     blocks: list[Block] = [
         Text(
             "Every annotated object is called by the best detection on it "
-            f"(IoU of at least {confusion.IOU_THRESHOLD}). These are the rare and common classes "
-            "of which other classes eat the greatest share."
+            f"(IoU of at least {confusion.IOU_THRESHOLD}). These are the {classes} of which other "
+            "classes eat the greatest share."
         ),
         Table(header, rows, num_texts=2),
     ]
@@ -354,7 +356,12 @@ def _titled(category: CategoryResult) -> str:
 
 
 def _group(row: Mapping[str, str]) -> str:
-    return GROUP_OF_LETTER.get(row["group"], "")
+    return GROUP_OF_LETTER.get(row.get("group", ""), "")
+
+
+def _group_cell(row: Mapping[str, str]) -> str:
+    label = row.get("group", "n/a")
+    return f"[{label}]" if label in GROUP_OF_LETTER else label
 
 
 def _count(text: str) -> int:
