@@ -60,7 +60,9 @@ def compare(
             to draw, or the seed is negative.
     """
     if num_samples < 1:
-        raise UserError(f"expected at least one sample of the images, got {num_samples}: ask for more")
+        raise UserError(
+            f"expected at least one sample of the images, got {num_samples}: ask for more"
+        )
     if seed < 0:
         raise UserError(f"expected a seed of at least 0, got {seed}: choose another")
     for what, one, other in (

@@ -210,9 +210,9 @@ def test_both_runs_are_averaged_over_the_same_groups():
     outcomes, _ = outcomes_of(*case(4))
     count = outcomes.num_categories
     annotated = outcomes.annotation_counts()[0] > 0
-    groups = CategoryGroups(("r", "c", "f"), np.cumsum(annotated) % 3, "a training")
+    groups = CategoryGroups(("r", "c", "f"), np.cumsum(annotated) % 2, "a training")
     outcomes = replace(outcomes, partitions=(groups,))
-    turned = CategoryGroups(groups.names, (groups.index + 1) % 3, "another training")
+    turned = CategoryGroups(groups.names, 1 - groups.index, "another training")
     bins = CategoryGroups(("_1", "_2"), np.arange(count) % 2, "a training")
     unknown = CategoryGroups(groups.names, np.full(count, -1), "nowhere: no group is known")
     more, other, none = (
