@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.repeat_factors import auto_threshold
+from ..data.repeat_factors import auto_threshold, class_repeat_factors
 from ..statistics import MAX_COMMON_IMAGES, MAX_RARE_IMAGES, ClassStatistics
 from .class_summary import group_sizes, imbalance_factor
 from .runs import REPOSITORY
@@ -21,6 +21,7 @@ BALANCED_BELOW = 4.0
 RESULTS_PAGE = "docs/results_synthlt.md"
 SECOND_STAGES_PAGE = "docs/results_second_stages.md"
 PLAIN = "softmax"
+LVIS_THRESHOLD = 0.001
 SHORT = {"EPOCHS": 12.0, "MIN_ITERATIONS": 1000}
 """Of a second stage, as configs/own_data/second_stage has it."""
 
@@ -91,7 +92,7 @@ def recommend(statistics: ClassStatistics, *, trained: bool = False) -> Advice:
         statistics: counts of the training set.
         trained: a plain detector for these classes is there already.
     """
-    factor, sizes = imbalance_factor(statistics), group_sizes(statistics)
+    factor, sizes = imbalance_factor(statistics), group_sizes(statistics, present_only=True)
     present = statistics.image_count[statistics.image_count > 0]
     warnings = _warnings(statistics)
     if not factor >= BALANCED_BELOW:
@@ -202,10 +203,13 @@ def _tail(sizes: dict[str, int]) -> str:
 
 def _threshold_reason(statistics: ClassStatistics) -> str:
     threshold = auto_threshold(statistics)
-    return (
-        f"the repeat threshold is {threshold:.3g}, {threshold * statistics.num_images:.3g} images; "
-        f"LVIS's 0.001 would mean {0.001 * statistics.num_images:.2g} images here and do nothing"
+    reason = (
+        f"the repeat threshold is {threshold:.3g}, {threshold * statistics.num_images:.3g} images"
     )
+    if float(class_repeat_factors(statistics, LVIS_THRESHOLD).max()) > 1:
+        return reason
+    lvis = f"{LVIS_THRESHOLD * statistics.num_images:.3g} images"
+    return f"{reason}; LVIS's {LVIS_THRESHOLD} would mean {lvis} here and do nothing"
 
 
 def _repeating(**settings: dict) -> dict:

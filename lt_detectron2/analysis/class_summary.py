@@ -21,10 +21,12 @@ def class_names(statistics: ClassStatistics) -> tuple[str, ...]:
     return statistics.class_names or tuple(str(c) for c in range(statistics.num_classes))
 
 
-def group_sizes(statistics: ClassStatistics) -> dict[str, int]:
-    """Classes in each group, by its name."""
-    sizes = statistics.frequency_group().bincount(minlength=len(GROUP_NAMES)).tolist()
-    return dict(zip(GROUP_NAMES, sizes))
+def group_sizes(statistics: ClassStatistics, *, present_only: bool = False) -> dict[str, int]:
+    """Classes in each group, by its name; all, among which those without images are rare ones."""
+    groups = statistics.frequency_group()
+    if present_only:
+        groups = groups[statistics.image_count > 0]
+    return dict(zip(GROUP_NAMES, groups.bincount(minlength=len(GROUP_NAMES)).tolist()))
 
 
 def describe(statistics: ClassStatistics) -> list[str]:

@@ -47,7 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
         return check(arguments.check)
     if not arguments.source:
         raise UserError("nothing to look at: give annotations, or --check a config")
-    from ..analysis.advice import recommend
+    if not is_annotation_file(arguments.source) and (arguments.val or arguments.val_images):
+        raise UserError(
+            f"--val and --val-images go with an annotation file, got {arguments.source!r}: give "
+            "the file instead, or set DATASETS.TEST in the config of --base"
+        )
+    from ..analysis.advice import PLAIN, recommend
     from ..analysis.class_summary import describe
 
     statistics = read_source(arguments.source, arguments.images)
@@ -58,10 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  - {reason}")
     for evidence in advice.evidence:
         print("\n".join(f"  {line}" for line in evidence.lines()))
-    print(
-        "  (60 classes, a small detector from scratch; on your images the order may be another: "
-        "compare it with softmax)"
-    )
+    if advice.evidence:
+        comparison = "" if advice.method == PLAIN else ": compare it with softmax"
+        print(
+            "  (60 classes, a small detector from scratch; on your images the order may be another"
+            f"{comparison})"
+        )
     path = write_config(arguments, advice)
     chosen, mind = [], [*advice.warnings, *([ONCE] if advice.settings else [])]
     if is_annotation_file(arguments.source):
@@ -80,22 +87,30 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(config_file: Path) -> list[str]:
     """What a training with this config will set by itself, and why."""
-    from detectron2.config import CfgNode
-
-    from ..engine.setup import load_config
+    from ..engine.setup import keys_set, load_config
 
     # Nothing is split off yet: that is the training's to do.
     cfg = load_config(str(config_file), ["LONG_TAIL.DATA.VAL_SHARE", "0.0"])
-    data, solver = cfg.LONG_TAIL.DATA, cfg.SOLVER
-    reason = f"{data.EPOCHS:g} epochs, and at least {data.MIN_ITERATIONS} iterations"
-    if "MAX_ITER" in CfgNode.load_yaml_with_base(str(config_file)).get("SOLVER", {}):
-        reason = "as the base has it"
+    data, solver, test = cfg.LONG_TAIL.DATA, cfg.SOLVER, cfg.TEST
+    threshold = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+    kept = keys_set(str(config_file), ())
+
+    def because(key: str, reason: str) -> str:
+        return "as the base has it" if key in kept else reason
+
+    schedule = because(
+        "SOLVER.MAX_ITER",
+        f"{data.EPOCHS:g} epochs, and at least {data.MIN_ITERATIONS} iterations",
+    )
+    scores = because(threshold, "rare classes have low scores, Detectron2's 0.05 would hide them")
+    detections = because(
+        "TEST.DETECTIONS_PER_IMAGE",
+        "Detectron2's 100 may be full before the first object of a rare class",
+    )
     return [
-        f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: {reason}",
-        f"SCORE_THRESH_TEST {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:g}: rare classes have low "
-        "scores, Detectron2's 0.05 would hide them",
-        f"DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: Detectron2's 100 may be full "
-        "before the first object of a rare class",
+        f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: {schedule}",
+        f"{threshold} {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:g}: {scores}",
+        f"TEST.DETECTIONS_PER_IMAGE {test.DETECTIONS_PER_IMAGE}: {detections}",
     ]
 
 

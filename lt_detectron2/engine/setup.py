@@ -68,7 +68,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
             _merge_file(cfg, config_file)
     with about("command line"):
         _merge_overrides(cfg, overrides or [])
-    prepare_own_data(cfg, _keys_set(config_file, overrides or []))
+    prepare_own_data(cfg, keys_set(config_file, overrides or []))
     cfg.freeze()
     return cfg
 
@@ -195,7 +195,7 @@ def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _keys_set(config_file: str, overrides: Sequence[str]) -> set[str]:
+def keys_set(config_file: str, overrides: Sequence[str]) -> set[str]:
     """The keys that a file, its bases or the overrides set."""
     node = CfgNode.load_yaml_with_base(config_file) if config_file else {}
     return {*_all_keys(CfgNode(node)), *overrides[::2]}

@@ -31,6 +31,7 @@ CASES = {
     "large": (statistics(5000, 900, 200), False, "softmax", "more than 100 images"),
     "common": (statistics(5000, 900, 20), False, "softmax_rfs", "no class is rare"),
     "rare": (statistics(5000, 900, 4), False, "softmax_cosine_rfs", "1 of 3 classes are rare"),
+    "absent": (statistics(5000, 900, 20, 0), False, "softmax_rfs", "0 of 3 classes are rare"),
     "trained": (statistics(5000, 900, 4), True, "second_stage/crt", "a trained detector"),
     "single": (statistics(70), False, "softmax", "no long-tail method is warranted"),
 }
@@ -77,6 +78,52 @@ def flat(node, prefix=""):
 def test_what_no_method_can_mend():
     warnings = recommend(statistics(5000, 900, 1, 0)).warnings
     assert "1 classes have no image" in warnings[0] and "1 classes have one image" in warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "smallest", "says"),
+    [
+        (1_600, 4, "0.0625, 100 images; LVIS's 0.001 would mean 1.6 images here and do nothing"),
+        (20_000, 20, "0.005, 100 images; LVIS's 0.001 would mean 20 images here and do nothing"),
+        (20_000, 5, "0.005, 100 images"),
+        (100_000, 5, "0.001, 100 images"),
+    ],
+)
+def test_lvis_threshold_is_useless_only_where_it_repeats_nothing(num_images, smallest, says):
+    images = [num_images, 150, smallest]
+    advice = recommend(ClassStatistics(images, images, num_images))
+    assert advice.reasons[-1] == f"the repeat threshold is {says}"
+
+
+def test_evidence_is_explained_where_there_is_some(data, tmp_path, capsys):
+    """What is measured is said to be so, and softmax is not compared with itself."""
+    explained, compared = "a small detector from scratch", "compare it with softmax"
+    for counts, expected in (
+        (CASES["balanced"][0], (False, False)),
+        (CASES["large"][0], (True, False)),
+        (CASES["rare"][0], (True, True)),
+    ):
+        source = tmp_path / "class_statistics.json"
+        source.write_text(json.dumps(counts.state_dict()))
+        assert main(["recommend", str(source), "--output", str(tmp_path / "my.yaml")]) == 0
+        printed = capsys.readouterr().out
+        assert (explained in printed, compared in printed) == expected
+    for option in ("--val", "--val-images"):
+        assert main(["recommend", str(source), option, str(data / "val.json")]) == 1
+        assert "go with an annotation file" in capsys.readouterr().err
+
+
+def test_what_the_base_has_is_not_called_chosen(data, tmp_path, capsys):
+    base, output = tmp_path / "base.yaml", tmp_path / "my.yaml"
+    base.write_text(f"_BASE_: {TINY}\nMODEL:\n  ROI_HEADS:\n    SCORE_THRESH_TEST: 0.05\n")
+    options = ["--images", str(data / "images"), "--output", str(output)]
+    for given, expected in (
+        (["--base", str(base)], ["TEST 0.05: as the base", "IMAGE 300: as the base"]),
+        ([], ["TEST 0.0001: rare classes have low", "IMAGE 300: Detectron2's 100 may"]),
+    ):
+        assert main(["recommend", str(data / "train.json"), *options, *given]) == 0
+        printed = capsys.readouterr().out
+        assert all(text in printed for text in expected), printed
 
 
 def test_the_written_config_trains_where_it_is(data, tmp_path, monkeypatch, capsys):
