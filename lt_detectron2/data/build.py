@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -32,7 +34,7 @@ from .record_store import SharedRecords
 from .samplers import EpisodicSampler, LongTailSampler
 from .shared_records import shared_records
 from .statistics import classifier_node
-from .validate import check_masks
+from .validate import check_masks, without_invisible
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,9 @@ def training_records(cfg: CfgNode) -> Records:
     """
     The records that the trainer uses, in the order that samplers count in.
 
+    Without boxes that have no area inside their image, which mappers drop from batches, and
+    without the images that this leaves empty if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
+
     Every process must call it: one of each machine parses large annotation files for all.
     """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
@@ -144,11 +149,20 @@ def training_records(cfg: CfgNode) -> Records:
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty, keypoints, proposal_files=proposals
         )
+        if isinstance(records, list):  # others, as Open Images', have checked their boxes
+            records = _with_visible_objects(records, filter_empty)
     if cfg.MODEL.MASK_ON:
         is_shared = isinstance(records, SharedRecords)
         lacking = records.without_masks() if is_shared else records
         check_masks(lacking, " and ".join(cfg.DATASETS.TRAIN))
     return records
+
+
+def _with_visible_objects(records: list[dict[str, Any]], filter_empty: bool) -> Records:
+    visible = list(map(without_invisible, records))
+    if filter_empty and any(map(operator.is_not, visible, records)):
+        visible = filter_images_with_only_crowd_annotations(visible)
+    return visible
 
 
 def sampler_factory(cfg: CfgNode, records: Records) -> MakeSampler:

@@ -5,7 +5,7 @@ The pages of the file are in memory once, whoever reads them: ranks, their loade
 next training. Beside the pickled records lie the classes of all annotations as columns, so that
 counting and sampling need not unpickle anything.
 
-    pickled records | offsets (N+1,) | counts (N,) | classes, crowds, masks (A,) | header | end
+    pickled records | offsets (N+1,) | counts (N,) | classes, flags (A,) | header | end
 
 Shapes: N records, A annotations.
 """
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..files import replacing
+from .validate import is_visible, without_invisible
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ _COLUMNS = {
     "categories": "<i4",
     "crowds": "|b1",
     "masks": "|b1",
+    "visible": "|b1",
 }
 _BOX_MODE = (BoxMode.__module__, BoxMode.__qualname__)
 """What a record may hold beside Python's own numbers, texts and containers."""
@@ -60,7 +62,8 @@ class RecordStore(Dataset):
         header: what `write` was given as identity and metadata.
         num_annotations: (N,) int64 of each record.
         categories: (A,) int32 classes of all annotations, record after record.
-        crowds, masks: (A,) bool, whether it is a crowd, and has a segmentation.
+        crowds, masks, visible: (A,) bool, whether it is a crowd, has a segmentation, and a box with
+            area inside its image.
     """
 
     def __init__(self, path: str | Path):
@@ -87,6 +90,7 @@ class RecordStore(Dataset):
         self.num_annotations = columns["num_annotations"]
         self.categories = columns["categories"]
         self.crowds, self.masks = columns["crowds"], columns["masks"]
+        self.visible = columns["visible"]
 
     def __len__(self) -> int:
         return len(self.num_annotations)
@@ -111,16 +115,20 @@ class SharedRecords(Dataset):
     Args:
         stores: a file of records for each set.
         filter_empty: leave out images without an object to train on, as Detectron2 does.
+        only_visible: leave out annotations without a box inside their image.
     """
 
-    def __init__(self, stores: Sequence[RecordStore], filter_empty: bool):
+    def __init__(
+        self, stores: Sequence[RecordStore], filter_empty: bool, only_visible: bool = True
+    ):
         self.stores = list(stores)
+        self.only_visible = only_visible
         self._starts = np.cumsum([0, *(len(store) for store in stores)])
         num_records = int(self._starts[-1])
         self.rows = np.arange(num_records)
         if filter_empty:
-            image, is_object = self._annotations[0], ~self._annotations[2]
-            self.rows = np.flatnonzero(np.bincount(image[is_object], minlength=num_records))
+            image, _, crowd = self._annotations
+            self.rows = np.flatnonzero(np.bincount(image[~crowd], minlength=num_records))
             logger.info("%d of %d images have objects to train on", len(self.rows), num_records)
 
     def __len__(self) -> int:
@@ -129,20 +137,27 @@ class SharedRecords(Dataset):
     def __getitem__(self, index: int) -> Record:
         row = self.rows[index]
         store = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.stores[store][row - self._starts[store]]
+        record = self.stores[store][row - self._starts[store]]
+        return without_invisible(record) if self.only_visible else record
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
 
     @cached_property
     def _annotations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of all annotations (A,) the record before filtering, the class, and whether a crowd."""
+        """Of annotations (A,) the record before filtering, the class, and whether a crowd."""
         sizes = np.concatenate([store.num_annotations for store in self.stores])
-        return (
-            np.repeat(np.arange(len(sizes)), sizes),
-            np.concatenate([store.categories for store in self.stores]),
-            np.concatenate([store.crowds for store in self.stores]),
-        )
+        image = np.repeat(np.arange(len(sizes)), sizes)
+        columns = image, self._column("categories"), self._column("crowds")
+        return tuple(column[self._is_kept] for column in columns)
+
+    @cached_property
+    def _is_kept(self) -> np.ndarray | slice:
+        """Which of the annotations in the files there are."""
+        return self._column("visible") if self.only_visible else slice(None)
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([getattr(store, name) for store in self.stores])
 
     def _pairs(self, with_crowds: bool) -> tuple[np.ndarray, np.ndarray]:
         """Position and class of the annotations of all records that were not left out."""
@@ -161,7 +176,7 @@ class SharedRecords(Dataset):
 
     def without_masks(self) -> list[Record]:
         """Records with an object that has no segmentation."""
-        masks = np.concatenate([store.masks for store in self.stores])
+        masks = self._column("masks")[self._is_kept]
         image, _, crowd = self._annotations
         lacking = np.unique(image[~masks & ~crowd])
         return [self[i] for i in np.flatnonzero(np.isin(self.rows, lacking)).tolist()]
@@ -214,6 +229,7 @@ def write(
             "categories": [a["category_id"] for a in annotations],
             "crowds": [bool(a.get("iscrowd", 0)) for a in annotations],
             "masks": [bool(a.get("segmentation")) for a in annotations],
+            "visible": [is_visible(a, record) for record in records for a in record["annotations"]],
         }
         file.write(bytes(-file.tell() % 8))  # columns begin where numbers of 8 bytes may
         num_bytes = file.tell()

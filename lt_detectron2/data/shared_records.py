@@ -35,7 +35,7 @@ from .validate import load_records
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "LT_DETECTRON2_RECORDS"
-VERSION = 1
+VERSION = 2
 
 WORTH_KEEPING = 32 << 20
 """Bytes of an annotation file below which parsing it takes no time worth a file."""
@@ -53,7 +53,7 @@ METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id")
 
 def shared_records(names: Sequence[str], filter_empty: bool) -> SharedRecords | None:
     """
-    Records of registered data sets, in memory once on each machine.
+    Records of registered data sets to train on, in memory once on each machine.
 
     Every process must call it. Where parsing fails, all processes raise the same error.
 
@@ -87,7 +87,7 @@ def shared_records(names: Sequence[str], filter_empty: bool) -> SharedRecords | 
 
 def parse_once(name: str) -> Sequence[Record]:
     """
-    Records of one data set, parsed and kept for next time unless that was done before.
+    All records of one data set, parsed and kept for next time unless that was done before.
 
     Raises:
         DatasetError: as `load_records`.
@@ -96,7 +96,7 @@ def parse_once(name: str) -> Sequence[Record]:
     store = identity and _find(name, identity)
     if store:
         _complete_metadata(name, store)
-        return SharedRecords([store], filter_empty=False)
+        return SharedRecords([store], filter_empty=False, only_visible=False)
     with _without_garbage_collection():
         records = load_records(name)
         if identity and _can_be_kept(records):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -84,10 +85,8 @@ def usable_records(
                 raise DatasetError(
                     f"{source}: image {_name(record)}, annotation {index}: {problem}"
                 )
-        kept = [a for a in annotations if is_visible(a, record)]
-        if len(kept) < len(annotations):
-            left_out += [_name(record)] * (len(annotations) - len(kept))
-            record = {**record, "annotations": kept}
+        record = without_invisible(record)
+        left_out += [_name(record)] * (len(annotations) - len(record.get("annotations", ())))
         usable.append(record)
     if not num_annotations:
         raise DatasetError(
@@ -150,19 +149,37 @@ def check_masks(records: Sequence[Record], source: str) -> None:
         )
 
 
+def without_invisible(record: Record) -> Record:
+    """The record, without annotations whose boxes have no area inside the image."""
+    annotations = record.get("annotations", ())
+    kept = [a for a in annotations if is_visible(a, record)]
+    return record if len(kept) == len(annotations) else {**record, "annotations": kept}
+
+
 def is_visible(annotation: Record, record: Record) -> bool:
-    """Whether some of the box lies inside the image; boxes of angles are left to Detectron2."""
-    box, mode = annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-    if mode == BoxMode.XYWH_ABS:
-        left, top, width, height = box
-        right, bottom = left + width, top + height
-    elif mode == BoxMode.XYXY_ABS:
-        left, top, right, bottom = box
-    else:
+    """
+    Whether some of the box lies inside the image.
+
+    True where it is none, or one of angles: Detectron2 and :func:`usable_records` see to those.
+    """
+    mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
         return True
-    right = min(right, record.get("width", right))
-    bottom = min(bottom, record.get("height", bottom))
-    return right > max(left, 0) and bottom > max(top, 0)
+    try:
+        left, top, right, bottom = annotation["bbox"]
+        if mode == BoxMode.XYWH_ABS:
+            right, bottom = left + right, top + bottom
+        # Said so that it is not true of no numbers.
+        return not (
+            right <= left
+            or bottom <= top
+            or right <= 0
+            or bottom <= 0
+            or left >= record.get("width", math.inf)
+            or top >= record.get("height", math.inf)
+        )
+    except (KeyError, TypeError, ValueError):
+        return True
 
 
 def _problem(annotation: Record, num_classes: int) -> str | None:

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import stat
+from collections import Counter
 
 import pytest
 import torch
@@ -256,19 +257,40 @@ def test_own_set_in_another_process(places, monkeypatch):
         small_set.unregister("shared_records_custom")
 
 
-def test_useless_boxes_are_kept_but_not_counted(places):
+def test_useless_boxes_are_neither_counted_nor_sampled(places, monkeypatch):
     def no_width(dataset):
-        dataset["annotations"][0]["bbox"][2] = 0
+        """Boxes of one image without area, and one of another that has more."""
+        sizes = Counter(a["image_id"] for a in dataset["annotations"] if not a["iscrowd"])
+        first = next(image for image, size in sizes.items() if size == 1)
+        second = next(image for image, size in sizes.items() if size > 1)
+        entry_of = {a["image_id"]: a for a in dataset["annotations"]}
+        for entry in (entry_of[first], entry_of[second]):
+            entry["bbox"][2] = 0
+            del entry["segmentation"]  # nobody needs the mask of what is not trained on
 
     change(places / NAMES[0] / f"{NAMES[0]}.json", no_width)
-    expected = loaded()
+    useless = sum(a["bbox"][2] == 0 for r in loaded() for a in r["annotations"])
     for _ in ("parsed", "from the file"):
         data_statistics._known.clear()
         (places / NAMES[0]).joinpath(f"{NAMES[0]}.{NAMES[0]}.class_statistics.json").unlink(True)
         counted = data_statistics.dataset_statistics((NAMES[0],)).instance_count.sum()
         total = sum(len(r["annotations"]) for r in loaded(names=NAMES[:1]))
-        assert counted == total - 1
-    assert list(training_records(config())) == expected
+        assert counted == total - useless < total - 1
+    for choice, kind in (("", SharedRecords), ("off", list)):
+        monkeypatch.setenv(shared_records.FOLDER_VARIABLE, choice)
+        for filter_empty, number in (("True", 12), ("False", 17)):
+            keys = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", filter_empty, "MODEL.MASK_ON", "True"]
+            records = training_records(config(*keys))
+            assert isinstance(records, kind) and len(records) == number
+            boxes = [a["bbox"] for record in records for a in record["annotations"]]
+            assert all(box[2] > 0 for box in boxes)
+            images = ImageClasses.from_records(records, NUM_CLASSES)
+            counts = data_statistics.dataset_statistics(NAMES).instance_count
+            assert torch.equal(images.instance_count, counts)
+            if kind is SharedRecords:
+                present = [{a["category_id"] for a in record["annotations"]} for record in records]
+                named = records.class_records()
+                assert [{a["category_id"] for a in r["annotations"]} for r in named] == present
 
 
 def test_missing_masks_are_reported(places):

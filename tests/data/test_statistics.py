@@ -19,7 +19,7 @@ from lt_detectron2.data.statistics import (
     prepare_statistics,
     read_statistics,
 )
-from lt_detectron2.data.validate import usable_records
+from lt_detectron2.data.validate import is_visible, usable_records
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.errors import ConfigError, DatasetError
 from lt_detectron2.statistics import ClassStatistics
@@ -153,6 +153,12 @@ def test_loaders_may_give_numpy_numbers():
     record = {"image_id": 1, "height": 60, "width": 80, "annotations": [entry]}
     assert usable_records([record], ["ant", "bee"], "a table") == [record]
     assert count_classes([record], 2).instance_count.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("box", [None, [1, 2, 3], ["1", 2, 3, 4], [1, 2, float("nan"), 4]])
+def test_boxes_that_are_none_are_left_to_the_checks(box):
+    """Whoever drops what is not visible must not drop, or fail at, what an error is for."""
+    assert is_visible({"bbox": box}, {"height": 60, "width": 80})
 
 
 def test_missing_file_and_unknown_name(register):
