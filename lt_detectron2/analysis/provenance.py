@@ -77,6 +77,8 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """Short hash of the checkout, with a + if it was changed; "unknown" outside of one."""
+    if not (REPOSITORY / ".git").exists():  # installed: git would find the project around a venv
+        return "unknown"
     try:
         git = ["git", "-C", str(REPOSITORY)]
         commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True)

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import subprocess
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -216,6 +217,22 @@ def test_starts_are_kept(tmp_path):
     assert start["command"].startswith("python ") and start["packages"]["torch"]
     (tmp_path / "run.json").write_text("{")
     assert provenance.read_starts(tmp_path) == []
+
+
+def test_commit_is_that_of_this_project(tmp_path, monkeypatch):
+    """Installed into an environment that lies in the checkout of another project."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "theirs")
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{7,}", provenance.provenance()["commit"])
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path / "site-packages")
+    assert provenance.provenance()["commit"] == "unknown"
 
 
 def test_command_line_under_torchrun(monkeypatch):
