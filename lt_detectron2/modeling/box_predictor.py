@@ -192,12 +192,11 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.gradient_sums.watch(logits, targets, self.classification_loss.class_logits)
         learns_classes = can_learn(self.cls_score, [logits])
         learns_boxes = can_learn(self.bbox_pred, [deltas])
-        losses = {}
+        losses, region_data = {}, _region_data(proposals)
         if self.harmonic is not None and (learns_classes or learns_boxes):
-            losses = self._coupled_losses(logits, boxes, gt_boxes, deltas, targets)
+            losses = self._coupled_losses(logits, boxes, gt_boxes, deltas, targets, region_data)
         else:
             if learns_classes:
-                region_data = _region_data(proposals)
                 losses["loss_cls"] = self.classification_loss(logits, targets, **region_data)
             if learns_boxes:
                 losses["loss_box_reg"] = self.box_reg_loss(boxes, gt_boxes, deltas, targets)
@@ -219,13 +218,19 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         return losses.sum() / max(len(gt_classes), 1)
 
     def _coupled_losses(
-        self, logits: Tensor, boxes: Tensor, gt_boxes: Tensor, deltas: Tensor, targets: Tensor
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        gt_boxes: Tensor,
+        deltas: Tensor,
+        targets: Tensor,
+        region_data: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         foreground = self._foreground(targets)
         boxes, gt_boxes = boxes[foreground], gt_boxes[foreground]
         deltas = self._own_deltas(deltas, targets, foreground)
         box_losses = self.box_loss(deltas, boxes, gt_boxes)
-        class_losses, scores = self._region_terms(logits, targets, foreground)
+        class_losses, scores = self._region_terms(logits, targets, foreground, region_data)
         own_scores = scores.gather(1, targets[foreground, None])[:, 0]
         weight = self.loss_weight.get("loss_box_reg", 1.0) / self.loss_weight.get("loss_cls", 1.0)
         class_sum, box_sum = coupled_sums(
@@ -239,13 +244,18 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {name: total / max(len(targets), 1) for name, total in sums.items()}
 
     def _region_terms(
-        self, logits: Tensor, targets: Tensor, foreground: Tensor
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        foreground: Tensor,
+        region_data: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """(R,) classification losses, and the (P, K+1) scores of foreground regions."""
         loss = self.classification_loss
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            return loss.region_losses(logits, targets), loss.scores(logits[foreground])
+            class_losses = loss.region_losses(logits, targets, **region_data)
+            return class_losses, loss.scores(logits[foreground])
 
     def _rank(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What the ranking loss adds to the others; logs its value without weights, too."""

@@ -10,12 +10,13 @@ from torch.testing import assert_close
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.losses import (
     EqualizationLossV2,
+    EquilibriumLoss,
     HarmonicCoupling,
     SeesawLoss,
     SigmoidCrossEntropyLoss,
     SoftmaxCrossEntropyLoss,
 )
-from lt_detectron2.modeling.box_predictor import LongTailFastRCNNOutputLayers
+from lt_detectron2.modeling.box_predictor import OBJECT_IDS, LongTailFastRCNNOutputLayers
 
 from .detectors import NUM_CLASSES, batch, small_detector
 
@@ -98,6 +99,18 @@ def test_predictor_equals_slow_reference(name, detach, box_type):
     ((class_total + 2 * box_total) / len(image)).backward()
     assert_close(logits.grad, z.grad)
     assert_close(deltas.grad, d.grad)
+
+
+def test_the_loss_is_told_of_objects_as_without_coupling():
+    image = sampled_image()
+    image.set(OBJECT_IDS, torch.arange(len(image)) % 2 * 10 + image.gt_classes)
+    mean_scores = []
+    for harmonic in (None, HarmonicCoupling()):
+        torch.manual_seed(0)
+        layers = predictor(EquilibriumLoss, harmonic)
+        losses_of(layers, image)
+        mean_scores.append(layers.classification_loss.mean_score)
+    assert torch.equal(*mean_scores)
 
 
 def test_task_contrast_is_added():
