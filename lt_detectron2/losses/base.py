@@ -15,7 +15,8 @@ Shapes and names, here and in all files of the package:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,25 @@ from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 
 
-class ClassificationLoss(nn.Module, ABC):
+class ExactBuffers(nn.Module):
+    """
+    A module whose own buffers keep their precision when its model is cast to a narrower type.
+
+    ``model.bfloat16()`` and the like are meant for weights: in a narrow type, sums over a training
+    would stop growing.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ExactBuffers:
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, *args, **kwargs)
+        for name, buffer in exact.items():
+            cast = self.get_buffer(name)
+            if cast.element_size() < buffer.element_size():
+                setattr(self, name, buffer.to(cast.device))
+        return self
+
+
+class ClassificationLoss(ExactBuffers, ABC):
     """
     Base class of all losses.
 

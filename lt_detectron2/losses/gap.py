@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import ranking_errors
 from ..statistics import ClassStatistics
-from .base import check_non_negative, check_statistics, check_targets
+from .base import ExactBuffers, check_non_negative, check_statistics, check_targets
 from .distributed import all_reduce_sum
 
 
@@ -22,7 +22,7 @@ class RankingLoss(NamedTuple):
     """Scalar without a graph: mean error of the classes, what the official code logs."""
 
 
-class GAPLoss(nn.Module):
+class GAPLoss(ExactBuffers):
     """
     Ranks the score of every positive above those of all negatives, of all classes and images.
 

@@ -110,6 +110,15 @@ def test_steps_without_foreground_and_evaluation_change_nothing():
     assert_close(classifier.mean_feature, 0.9998 * before + features.double().mean(dim=0))
 
 
+def test_casting_the_model_leaves_the_mean_as_it_is():
+    classifier, _ = trained()
+    before = classifier.mean_feature.clone()
+    classifier.bfloat16()
+    assert classifier.weight.dtype == torch.bfloat16
+    assert classifier.mean_feature.dtype == torch.float64
+    assert torch.equal(classifier.mean_feature, before)
+
+
 def test_without_a_mean_it_is_the_plain_softmax():
     classifier = CausalClassifier(NUM_FEATURES, K + 1)
     features = torch.randn(5, NUM_FEATURES)

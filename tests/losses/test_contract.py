@@ -261,6 +261,15 @@ def test_only_training_changes_the_state(make: Make):
 
 
 @each_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_casting_the_model_leaves_the_state_as_it_is(make: Make, dtype: torch.dtype):
+    loss, cast = train(make()), train(make())
+    cast = torch.nn.Sequential(cast).to(dtype)[0]
+    assert_close(state_of(cast), state_of(loss), rtol=0, atol=0)
+    assert_close(state_of(train(cast)), state_of(train(loss)), rtol=0, atol=0)
+
+
+@each_case
 def test_saved_state_resumes_the_run(make: Make):
     uninterrupted = train(make())
     resumed = make()

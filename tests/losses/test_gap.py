@@ -298,6 +298,13 @@ def test_only_online_counts_are_state():
     assert not _gap(online=False).state_dict() and not _gap(statistic=False).state_dict()
 
 
+def test_casting_the_model_leaves_the_counts_as_they_are():
+    gap = _gap()
+    gap.region_count += 2**12 + 1.0  # more than bfloat16 can count
+    before = state_of(gap)
+    assert_close(state_of(gap.bfloat16()), before, rtol=0, atol=0)
+
+
 def test_only_training_counts():
     gap = _gap()
     gap(*_batch())
