@@ -163,7 +163,7 @@ class LongTailEvaluator(DatasetEvaluator):
         classes = instances.pred_classes.detach().cpu().numpy().astype(np.int32)
         rows, verified, kept = self._prefilter(image_id, classes, scores)
         if self.category_cap:
-            good = scores[rows] >= self.category_cap.thresholds[classes[rows]]
+            good = self.category_cap.may_count(classes[rows], scores[rows])
             rows, verified = rows[good], verified[good]
             kept = kept + Kept(dropped={"over the category's cap": int(np.count_nonzero(~good))})
         boxes = instances.pred_boxes.tensor.detach().float()
@@ -351,7 +351,7 @@ class LongTailEvaluator(DatasetEvaluator):
     def _final_cap(self, detections: Detections) -> Detections:
         """The cap per category over all processes; then nobody needs unverified detections."""
         cap = self._protocol.max_dets_per_category
-        if cap is None:
+        if cap is None or not np.isfinite(detections.scores).all():  # an error, which comes next
             return detections
         kept = best_of_each(detections.category_ids, detections.scores, cap)
         dropped = {"over the category's cap": int(np.count_nonzero(~kept))}

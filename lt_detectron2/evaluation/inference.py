@@ -12,6 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances, ROIMasks
 
+from ..errors import UserError
 from .prefilter import CategoryCap
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ def all_detections(model: torch.nn.Module, category_cap: CategoryCap) -> Iterato
 
     NMS goes by falling score within a class, so leaving out what scores less than a class needs
     changes nothing above it. What it needs rises while the model runs.
+
+    Raises:
+        UserError: the model has another number of classes than the set that it is evaluated on.
     """
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
     if not predictors:
@@ -71,6 +75,12 @@ def all_detections(model: torch.nn.Module, category_cap: CategoryCap) -> Iterato
             "This model has no box predictor of Detectron2's Fast R-CNN, so its own cap of "
             "detections stays: AP-fixed will be lower than it could be"
         )
+    for predictor in predictors:
+        if predictor.num_classes != len(category_cap.thresholds):
+            raise UserError(
+                f"expected a model of the {len(category_cap.thresholds)} classes of the evaluation "
+                f"set, it has {predictor.num_classes}: it was trained on other classes"
+            )
     before = [(p.test_topk_per_image, p.test_score_thresh) for p in predictors]
 
     def raise_thresholds(*_: object) -> None:

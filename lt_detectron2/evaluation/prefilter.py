@@ -98,6 +98,17 @@ class CategoryCap:
         self.thresholds = np.zeros(num_classes, dtype=np.float32)
         self._limit = _FIRST_COMPACTION
 
+    def may_count(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """(N,) bool, which may be among the best; so may errors, which must not get lost here."""
+        may = self._is_error(classes, scores)
+        known = np.flatnonzero(~may)
+        may[known] = scores[known] >= self.thresholds[classes[known]]
+        return may
+
+    def _is_error(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """(N,) bool, without a finite score or of no class; the evaluation ends with the reason."""
+        return ~np.isfinite(scores) | (classes >= len(self.thresholds))
+
     def is_due(self, num_detections: int) -> bool:
         """Whether so many detections are worth a call of `compact`."""
         return num_detections > self._limit
@@ -105,10 +116,12 @@ class CategoryCap:
     def compact(self, detections: Detections) -> Detections:
         """The best of each category, in the order that they had; raises the thresholds."""
         classes = detections.category_ids.astype(np.int64)
-        best = best_of_each(classes, detections.scores, self._cap)
-        full = np.bincount(classes[best], minlength=len(self.thresholds)) >= self._cap
+        errors = self._is_error(classes, detections.scores)
+        best = best_of_each(classes, detections.scores, self._cap) | errors
+        counted = best & ~errors
+        full = np.bincount(classes[counted], minlength=len(self.thresholds)) >= self._cap
         lowest = np.full(len(self.thresholds), np.inf, dtype=np.float32)
-        np.minimum.at(lowest, classes[best], detections.scores[best].astype(np.float32))
+        np.minimum.at(lowest, classes[counted], detections.scores[counted].astype(np.float32))
         self.thresholds[full] = lowest[full]
         self._limit = max(_FIRST_COMPACTION, 2 * int(np.count_nonzero(best)))
         return detections.take(np.flatnonzero(best)).with_dropped(

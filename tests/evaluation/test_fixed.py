@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lt_detectron2.errors import UserError
 from lt_detectron2.evaluation import (
     Detections,
     EvaluationOptions,
@@ -24,6 +25,7 @@ from tests.modeling.detectors import batch, small_config, small_detector
 
 from .evaluator_cases import model_outputs, register, run
 from .official import official_evaluation, random_set
+from .small_set import small_set
 
 CAP = 6
 FIXED = EvaluationOptions(ap_fixed=True, max_dets_per_category=CAP)
@@ -154,6 +156,37 @@ def test_thresholds_are_the_worst_of_the_best():
     assert kept.image_ids.tolist() == [1, 2, 3]
     assert cap.thresholds.tolist() == [0.5, 0, 0]
     assert kept.kept.dropped == {"over the category's cap": 2}
+
+
+@pytest.mark.parametrize("compaction", [2, 1 << 19])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.scores.fill_(np.nan), "expected finite scores, .* may have diverged"),
+        (lambda found: found.scores[:1].fill_(np.inf), "expected finite scores"),
+        (lambda found: found.pred_classes.add_(50), "predicts class 50: it was trained on other"),
+    ],
+)
+def test_what_no_metric_takes_is_an_error(change, message, compaction, tmp_path, monkeypatch):
+    monkeypatch.setattr("lt_detectron2.evaluation.prefilter._FIRST_COMPACTION", compaction)
+    dataset, results = small_set()
+    pairs = model_outputs(dataset, results)
+    change(pairs[0][1]["instances"])
+    evaluator = LongTailLVISEvaluator(
+        register(dataset, tmp_path),
+        options=EvaluationOptions(ap_fixed=True, max_dets_per_category=1),
+    )
+    with pytest.raises(UserError, match=message):
+        run(evaluator, pairs)
+
+
+def test_a_model_of_other_classes_does_not_run(tmp_path):
+    cfg = small_config(tmp_path, "LongTailROIHeads", "SoftmaxCrossEntropyLoss")
+    with (
+        pytest.raises(UserError, match="the 8 classes of the evaluation set, it has 7: it was"),
+        all_detections(small_detector(cfg), CategoryCap(CAP, 8)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("heads", ["LongTailROIHeads", "LongTailCascadeROIHeads"])
