@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .sources import read_source
 
     target = Path(arguments.target)
-    if target.absolute() == Path(arguments.source).absolute():
+    if target.resolve() == Path(arguments.source).resolve():
         raise UserError(f"{arguments.target!r} is the source itself: write to another file")
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}, expected at least 0")

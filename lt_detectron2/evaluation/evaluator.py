@@ -390,7 +390,7 @@ class LongTailEvaluator(DatasetEvaluator):
         folder = Path(self._output_dir)
         names = (DETECTIONS_FILE, RESULTS_FILE, PER_CATEGORY_FILE, CURVES_FILE, self.results_file)
         for path in (*(folder / n for n in names), *folder.glob(OUTCOMES_FILE.format(task="*"))):
-            if path.absolute() != Path(but).absolute():
+            if path.resolve() != Path(but).resolve():
                 path.unlink(missing_ok=True)
 
     def _write_detections(self, detections: Detections) -> None:

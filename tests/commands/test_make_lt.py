@@ -112,8 +112,14 @@ def test_places(tmp_path, capsys):
     source.write_text(json.dumps(dataset(12, 8)))
     broken = tmp_path / "broken.json"
     broken.write_text(source.read_text().replace("[1, 1, 9, 9]", '["1", 1, 9, 9]'))
+    (tmp_path / "link").symlink_to(tmp_path)
     for arguments, message in (
         ([str(source), str(source)], "is the source itself"),
+        ([str(source), str(tmp_path / "link" / "all.json")], "is the source itself"),
+        (
+            [str(source), str(tmp_path / "link" / ".." / tmp_path.name / "all.json")],
+            "source itself",
+        ),
         ([str(tmp_path / "nothing.json"), "lt.json"], "is missing"),
         ([str(source), str(source / "lt.json")], "cannot be written"),
         ([str(broken), str(tmp_path / "lt.json")], "broken.json: annotation 0 has the box"),

@@ -53,6 +53,10 @@ def test_saved_detections_are_as_good_as_the_model(tmp_path):
     saved = str(folder / "detections.npz")
     assert evaluator.evaluate_file(saved) == numbers
     assert (folder / "results.json").read_text() == first
+    (tmp_path / "link").symlink_to(folder)
+    for way in (tmp_path / "link", folder / ".." / folder.name):
+        assert evaluator.evaluate_file(str(way / "detections.npz")) == numbers
+        assert (folder / "detections.npz").is_file()
     again = LongTailLVISEvaluator(name).evaluate_file(str(folder / "lvis_instances_results.json"))
     for task, values in numbers.items():
         assert again[task] == pytest.approx(values, abs=1e-9)
