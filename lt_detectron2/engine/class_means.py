@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from ..calibration import ClassMeans, NearestClassMean
 from ..data.build import training_records
+from ..data.digest import file_digest
 from ..data.images import CheckedMapper
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from ..files import replacing
 from ..modeling.box_predictor import BoxPredictions
 from ..progress import track
@@ -29,6 +31,16 @@ from .modes import in_test_mode
 logger = logging.getLogger(__name__)
 
 MEANS_FILE = "class_means.pth"
+
+FEATURE_KEYS = ("PIXEL_MEAN", "PIXEL_STD", "RESNETS", "FPN", "ROI_BOX_HEAD")
+"""Of MODEL, what features of a box depend on beside the weights."""
+
+PROPOSAL_KEYS = ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_BOX_CASCADE_HEAD")
+SAMPLING_KEYS = (
+    *("BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION", "PROPOSAL_APPEND_GT"),
+    *("IOU_THRESHOLDS", "IOU_LABELS"),
+)
+"""Of MODEL and MODEL.ROI_HEADS, what labelled proposals depend on."""
 
 Means = list[tuple[Tensor, Tensor]]
 """Means (K, D) and counts (K,) of each stage."""
@@ -39,8 +51,8 @@ def prepare_calibration(cfg: CfgNode, model: nn.Module) -> None:
     Give a NearestClassMean of a detector its means, in place; nothing for all other methods.
 
     They are gathered in one pass over ``DATASETS.TRAIN`` and kept in ``OUTPUT_DIR``, from where
-    they are read as long as the weights are the same, and the training set if any is named. A
-    collective.
+    they are read as long as weights and settings are the same, and the annotations of the training
+    set if any is named. A collective.
 
     Raises:
         ConfigError: there is no training set to gather them from.
@@ -52,11 +64,12 @@ def prepare_calibration(cfg: CfgNode, model: nn.Module) -> None:
         return
     path = os.path.join(cfg.OUTPUT_DIR, MEANS_FILE)
     key = _key(cfg, model, methods[0])
-    sets = list(cfg.DATASETS.TRAIN)
-    means = comm.all_gather(_read(path, key, sets) if comm.is_main_process() else None)[0]
+    is_main = comm.is_main_process()
+    means = comm.all_gather(_read(path, key, _training_sets(cfg)) if is_main else None)[0]
     if means is None:
         means = gather_class_means(cfg, model)
-        if comm.is_main_process():
+        if is_main:
+            sets = _training_sets(cfg)  # some make their files when they are read
             with replacing(path, "wb") as file:
                 torch.save({"key": key, "sets": sets, "means": means}, file)
             logger.info("Class means are kept in %s", path)
@@ -144,20 +157,42 @@ def _with_progress(loader: Iterable[Any], what: str) -> Iterable[Any]:
 
 def _key(cfg: CfgNode, model: nn.Module, method: NearestClassMean) -> str:
     """Hash of all that the means depend on, but for the training set."""
-    text = f"{method.feature} {method.source} {cfg.INPUT.dump()}"
-    digest = hashlib.sha256(text.encode())
+    settings = [method.feature, method.source, cfg.INPUT, cfg.MODEL.ROI_HEADS.IN_FEATURES]
+    settings += [cfg.MODEL[name] for name in FEATURE_KEYS]
+    if method.source == "proposals":
+        settings += [cfg.MODEL[name] for name in PROPOSAL_KEYS]
+        settings += [cfg.MODEL.ROI_HEADS[name] for name in SAMPLING_KEYS]
+    # Not str, in which a list differs from the tuple that it is read back as.
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _read(path: str, key: str, sets: list[str]) -> Means | None:
+def _training_sets(cfg: CfgNode) -> list[list[str]]:
+    """Name of each set, and the hash of its annotation file."""
+    sets = []
+    for name in cfg.DATASETS.TRAIN:
+        metadata = MetadataCatalog.get(name)
+        file = metadata.get("json_file") or metadata.get("annotation_file", "")
+        sets.append([name, file_digest(file)])
+    return sets
+
+
+def _read(path: str, key: str, sets: list[list[str]]) -> Means | None:
     if not os.path.isfile(path):
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        kept = saved["key"], saved["sets"]
+    except Exception as error:  # damaged archives fail in many ways
+        logger.warning("%s cannot be read (%s): gathering anew", path, reason(error))
+        return None
     # A detector that is used elsewhere names no training set, and takes what its training has left.
-    if saved["key"] != key or (sets and saved["sets"] != sets):
-        logger.info("Class means in %s are of other weights or images: gathering anew", path)
+    if kept[0] != key or (sets and kept[1] != sets):
+        logger.info(
+            "Class means in %s are of other weights, settings or images: gathering anew", path
+        )
         return None
     return saved["means"]

@@ -83,13 +83,19 @@ def test_means_of_proposals(tmp_path, heads):
         assert mean.isfinite().all() and (count >= 0).all()
 
 
-def test_kept_until_the_weights_change(tmp_path, monkeypatch):
-    cfg, model = detector(tmp_path)
-    passes = []
+@pytest.fixture
+def passes(monkeypatch):
+    """An entry for each pass over the training set."""
+    done = []
     gather = class_means.gather_class_means
     monkeypatch.setattr(
-        class_means, "gather_class_means", lambda *args: passes.append(1) or gather(*args)
+        class_means, "gather_class_means", lambda *args: done.append(1) or gather(*args)
     )
+    return done
+
+
+def test_kept_until_the_weights_change(tmp_path, passes):
+    cfg, model = detector(tmp_path)
     prepare_calibration(cfg, model)
     first = model.roi_heads.box_predictor.calibration.class_means
     _, again = detector(tmp_path)
@@ -110,19 +116,70 @@ def test_other_training_sets_are_gathered_anew(tmp_path):
     other, model = detector(tmp_path, HEADS[0], "DATASETS.TRAIN", f"('{DATASET}', '{DATASET}')")
     prepare_calibration(other, model)
     saved = torch.load(tmp_path / MEANS_FILE, weights_only=True)
-    assert saved["sets"] == [DATASET, DATASET]
+    assert [name for name, _ in saved["sets"]] == [DATASET, DATASET]
 
 
-def test_used_where_the_training_set_is_not(tmp_path):
-    """The means beside a checkpoint serve a Detector, which names no training set."""
+@pytest.mark.parametrize(
+    "source, key, value, num_passes",
+    [
+        ("ground_truth", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]", 2),
+        ("ground_truth", "MODEL.RPN.POST_NMS_TOPK_TEST", "7", 1),
+        ("proposals", "MODEL.RPN.POST_NMS_TOPK_TEST", "7", 2),
+        ("proposals", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.5", 2),
+        ("proposals", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.3", 1),
+    ],
+)
+def test_kept_until_settings_change_them(tmp_path, passes, source, key, value, num_passes):
+    keys = (HEADS[0], f"{NODE}.NearestClassMean.SOURCE", source)
+    prepare_calibration(*detector(tmp_path, *keys))
+    prepare_calibration(*detector(tmp_path, *keys, key, value))
+    assert len(passes) == num_passes
+
+
+def test_corrected_annotations_are_gathered_anew(tmp_path, passes):
+    name = "class_means_corrected"
+    register(name, tmp_path)
+    try:
+        cfg, model = detector(tmp_path, HEADS[0], "DATASETS.TRAIN", f"('{name}',)")
+        prepare_calibration(cfg, model)
+        prepare_calibration(cfg, model)
+        assert len(passes) == 1
+        file = tmp_path / f"{name}.json"
+        file.write_text(file.read_text().replace('"category_id": 13', '"category_id": 23'))
+        prepare_calibration(cfg, model)
+        assert len(passes) == 2
+        assert not model.roi_heads.box_predictor.calibration.is_known[1]
+    finally:
+        unregister(name)
+
+
+def test_damaged_file_is_made_anew(tmp_path, passes, caplog):
     cfg, model = detector(tmp_path)
     prepare_calibration(cfg, model)
-    expected = model.roi_heads.box_predictor.calibration.class_means
+    file = tmp_path / MEANS_FILE
+    whole = file.read_bytes()
+    for number, content in enumerate((b"", whole[:-100], b"no archive"), start=2):
+        file.write_bytes(content)
+        caplog.clear()
+        prepare_calibration(cfg, model)
+        assert len(passes) == number and f"{file} cannot be read" in caplog.text
+    torch.save([], file)
+    prepare_calibration(cfg, model)
+    assert len(passes) == 5
+
+
+@pytest.mark.parametrize("heads, source", [(HEADS[0], "ground_truth"), (HEADS[1], "proposals")])
+def test_used_where_the_training_set_is_not(tmp_path, heads, source):
+    """The means beside a checkpoint serve a Detector, which names no training set."""
+    cfg, model = detector(tmp_path, heads, f"{NODE}.NearestClassMean.SOURCE", source)
+    prepare_calibration(cfg, model)
+    expected = [predictor.calibration.class_means for _, predictor in model.roi_heads.box_stages]
     (tmp_path / "config.yaml").write_text(cfg.dump())
     record = StatisticsRecord(STATISTICS)
     LongTailCheckpointer(model, str(tmp_path), class_statistics=record).save("model_final")
     found = Detector(tmp_path / "model_final.pth", class_names="abcdefg").model
-    assert torch.equal(found.roi_heads.box_predictor.calibration.class_means, expected)
+    for (_, predictor), means in zip(found.roi_heads.box_stages, expected):
+        assert torch.equal(predictor.calibration.class_means, means)
 
 
 def test_without_a_training_set(tmp_path):
