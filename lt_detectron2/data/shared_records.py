@@ -124,11 +124,16 @@ def _stored(name: str) -> Path | None:
     return store and store.path
 
 
+def loader_module(name: str) -> str:
+    """The module of the function that loads a set; "" where there is none."""
+    loader = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+    return getattr(loader, "__module__", "")
+
+
 def _identity(name: str) -> dict[str, Any] | None:
     """What the records of a set depend on, or None if nobody knows, or it is not worth it."""
-    loader = DatasetCatalog[name] if name in DatasetCatalog.list() else None
     metadata = MetadataCatalog.get(name)
-    if getattr(loader, "__module__", "") not in LOADERS or os.getenv(FOLDER_VARIABLE) == "off":
+    if loader_module(name) not in LOADERS or os.getenv(FOLDER_VARIABLE) == "off":
         return None
     path = metadata.get("json_file", "")
     if not os.path.isfile(path) or os.path.getsize(path) < WORTH_KEEPING:

@@ -1,8 +1,8 @@
 """
 Class statistics of the annotations that the trainer really uses.
 
-Counted once, by the main process, cached beside the annotation file under the hash of its content,
-and handed to everybody else.
+Counted once, by the main process, cached beside the annotation file under the hash of its content
+if that is all the counts follow from, and handed to everybody else.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ from ..files import replacing
 from ..statistics import GROUP_NAMES, ClassStatistics
 from .digest import file_digest
 from .image_classes import ImageClasses
-from .shared_records import parse_once
+from .shared_records import LOADERS, loader_module, parse_once
 from .validate import usable_records
 
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1
+COUNTED_LOADERS = (
+    *LOADERS,
+    "lt_detectron2.data.datasets.coco_lt",
+    "lt_detectron2.data.datasets.synthlt",
+)
+"""Modules whose counts follow from the ``json_file`` of a set alone; others may read anything."""
+
 STATISTICS_KEY = "class_statistics"
 """Where a checkpoint of ours keeps the counts of its training set."""
 
@@ -40,8 +47,8 @@ class CountedRecords(Protocol):
     """
     Records that know their counts without a dict of every image, and have checked their boxes.
 
-    What a data set's loader may return instead of a list; its metadata then name an
-    ``annotation_file``, whose content the cached counts belong to, unless there is a ``json_file``.
+    What a data set's loader may return instead of a list. Its metadata may name ``counted_files``,
+    all those that the counts follow from: then they are cached beside the first.
     """
 
     def class_statistics(self) -> ClassStatistics:
@@ -213,19 +220,19 @@ def _one_dataset(name: str) -> ClassStatistics:
         raise DatasetError(f"no data set is registered as {name!r}; registered are: {known}, ...")
     # A loader may make its own files first (SynthLT does), so look for the cache only after it ran
     # once: the file's hash says whether the counts are still those of its content.
-    metadata = MetadataCatalog.get(name)
-    json_file = metadata.get("json_file") or metadata.get("annotation_file", "")
-    digest = file_digest(json_file)
-    cached = _read_cache(name, json_file, digest)
+    files = _counted_files(name)
+    digest = _digest(files)
+    cached = _read_cache(name, files, digest)
     if cached is not None:
         return cached
     records = parse_once(name)
     if isinstance(records, CountedRecords):
         statistics = records.class_statistics()
     else:
-        statistics = _count_records(name, records, source=json_file or name)
+        source = MetadataCatalog.get(name).get("json_file") or name
+        statistics = _count_records(name, records, source)
     _report(name, statistics)
-    _write_cache(name, json_file, digest or file_digest(json_file), statistics)
+    _write_cache(name, files, digest or _digest(files), statistics)
     return statistics
 
 
@@ -281,16 +288,31 @@ def _check_num_classes(cfg: CfgNode, statistics: ClassStatistics) -> None:
 # ---- cache
 
 
-def _cache_path(name: str, json_file: str) -> Path:
+def _counted_files(name: str) -> tuple[str, ...]:
+    """Files that the counts of a set follow from; none where its loader may read others."""
+    metadata = MetadataCatalog.get(name)
+    files = metadata.get("counted_files", ())
+    if not files and loader_module(name) in COUNTED_LOADERS:
+        files = (metadata.get("json_file", ""),)
+    return tuple(files)
+
+
+def _digest(files: tuple[str, ...]) -> str:
+    """Of the content of all files, or "" if one is missing."""
+    digests = [file_digest(file) for file in files]
+    return " ".join(digests) if all(digests) else ""
+
+
+def _cache_path(name: str, files: tuple[str, ...]) -> Path:
     file_name = name.replace(os.sep, "_")  # a name leads nowhere else
-    return Path(json_file).with_name(f"{Path(json_file).stem}.{file_name}.class_statistics.json")
+    return Path(files[0]).with_name(f"{Path(files[0]).stem}.{file_name}.class_statistics.json")
 
 
-def _read_cache(name: str, json_file: str, digest: str) -> ClassStatistics | None:
+def _read_cache(name: str, files: tuple[str, ...], digest: str) -> ClassStatistics | None:
     if not digest:
         return None
     try:
-        with open(_cache_path(name, json_file), encoding="utf-8") as file:
+        with open(_cache_path(name, files), encoding="utf-8") as file:
             cache = json.load(file)
         if (cache["version"], cache["sha256"]) != (CACHE_VERSION, digest):
             return None
@@ -299,7 +321,9 @@ def _read_cache(name: str, json_file: str, digest: str) -> ClassStatistics | Non
         return None  # absent or damaged; it is only a cache
 
 
-def _write_cache(name: str, json_file: str, digest: str, statistics: ClassStatistics) -> None:
+def _write_cache(
+    name: str, files: tuple[str, ...], digest: str, statistics: ClassStatistics
+) -> None:
     if not digest:
         return
     cache = {
@@ -308,7 +332,7 @@ def _write_cache(name: str, json_file: str, digest: str, statistics: ClassStatis
         "statistics": statistics.state_dict(),
     }
     try:
-        with replacing(_cache_path(name, json_file)) as file:
+        with replacing(_cache_path(name, files)) as file:
             json.dump(cache, file)
     except OSError as error:  # data sets often lie on read-only disks
         logger.info("Class statistics of %s are not cached: %s", name, error)

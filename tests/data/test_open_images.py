@@ -159,6 +159,15 @@ def test_counting_makes_no_records_and_is_cached(root, monkeypatch):
     assert dataset_statistics((TRAIN,)).num_images == 2
 
 
+def test_counts_follow_the_list_of_classes(root):
+    """Its order numbers the classes of the boxes, whose file stays as it is."""
+    before = dataset_statistics((TRAIN,)).instance_count
+    path = Path(challenge_files("train").classes)
+    path.write_text("\n".join(reversed(CLASSES.splitlines())) + "\n")
+    data_statistics._known.clear()
+    assert dataset_statistics((TRAIN,)).instance_count.tolist() == before.flip(0).tolist()
+
+
 def test_files_are_read_once_until_they_change(root, monkeypatch):
     records = DatasetCatalog.get(VAL)
     assert DatasetCatalog.get(VAL) is records

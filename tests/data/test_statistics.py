@@ -103,6 +103,28 @@ def test_cache_follows_the_content(register, monkeypatch):
     assert dataset_statistics((name,)).instance_count.tolist() == [3, 1, 1]
 
 
+def test_counts_of_an_own_loader_follow_the_loader(register, monkeypatch):
+    """It may number classes as it likes, whatever lies in the file that its metadata name."""
+    _, path = register(coco(GOOD))
+    name, record = "long_tail_own_loader", {"image_id": 1, "height": 60, "width": 80}
+    metadata = MetadataCatalog.get(name)
+    metadata.json_file = str(path)
+    boxes = [{"bbox": [1, 2, 30, 40], "category_id": c} for c in (0, 0, 1)]
+    try:
+        for classes, counts in ((["cat", "dog"], [2, 1]), (["dog", "cat"], [1, 2])):
+            new = [
+                {**b, "category_id": classes.index(["cat", "dog"][b["category_id"]])} for b in boxes
+            ]
+            DatasetCatalog.register(name, lambda new=new: [{**record, "annotations": new}])
+            metadata.__dict__["thing_classes"] = classes
+            data_statistics._known.clear()
+            assert dataset_statistics((name,)).instance_count.tolist() == counts
+            DatasetCatalog.remove(name)
+    finally:
+        MetadataCatalog.remove(name)
+    assert not list(path.parent.glob("*.class_statistics.json"))
+
+
 def test_read_only_folder_is_no_obstacle(register, monkeypatch, caplog):
     name, _ = register(coco(GOOD))
 

@@ -88,7 +88,8 @@ class OpenImagesMetadata(DerivedMetadata):
         files: where they are.
         only_with_boxes: boxes without area, and images without a box, are left out, as for
             training.
-        annotation_file: the CSV of boxes, from which classes are counted.
+        annotation_file: the CSV of boxes.
+        counted_files: that and the CSV of classes, whose order numbers them.
         image_root: folder of images.
         class_ids: K MIDs.
         thing_classes: K names. They repeat: "Mouse" is an animal and a device.
@@ -99,6 +100,10 @@ class OpenImagesMetadata(DerivedMetadata):
     @property
     def annotation_file(self) -> str:
         return self.files.boxes
+
+    @property
+    def counted_files(self) -> tuple[str, str]:
+        return self.files.boxes, self.files.classes
 
     @property
     def image_root(self) -> str:
