@@ -25,8 +25,12 @@ class StepTrainer(SimpleTrainer):
 
     The gradient of a step is the mean over images of its micro-batches, as it would be over as many
     processes: parts have regions and normalisation statistics of their own, and the optimizer,
-    schedule and logs see one step. Losses with a state count every region once; a micro-batch
-    already sees what those before it have counted, which processes at the same time do not.
+    schedule and logs see one step. A state changes once a micro-batch, which already sees what
+    those before it left; processes at the same time do not. Counts and sums over regions take each
+    region once. Other states differ: with n micro-batches EquilibriumLoss (without object ids),
+    CausalClassifier and the normaliser of RetinaNet forget up to n times a step,
+    SoftmaxEqualizationLossV2 and EqualizedFocalLoss gather the gradients of n means, and LDAMLoss
+    counts n steps.
 
     Args:
         model, data_loader, optimizer: as SimpleTrainer.
