@@ -31,6 +31,7 @@ from .image_classes import ImageClasses
 from .images import build_mapper
 from .loader import TrainingLoader
 from .record_store import SharedRecords
+from .repeat_factors import auto_threshold
 from .samplers import EpisodicSampler, LongTailSampler
 from .shared_records import shared_records
 from .statistics import classifier_node
@@ -62,7 +63,7 @@ def detectron2_samplers() -> dict[str, Callable[[CfgNode, Records], MakeSampler]
             RepeatFactorTrainingSampler,
             RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
                 records.class_records() if isinstance(records, SharedRecords) else records,
-                cfg.DATALOADER.REPEAT_THRESHOLD,
+                _repeat_threshold(cfg, records),
             ),
         ),
         "RandomSubsetTrainingSampler": lambda cfg, records: partial(
@@ -165,21 +166,54 @@ def _with_visible_objects(records: list[dict[str, Any]], filter_empty: bool) -> 
     return visible
 
 
+def _image_classes(cfg: CfgNode, records: Records) -> ImageClasses:
+    return ImageClasses.from_records(records, cfg.MODEL[classifier_node(cfg)].NUM_CLASSES)
+
+
+def _repeat_threshold(cfg: CfgNode, records: Records) -> float:
+    """
+    ``DATALOADER.REPEAT_THRESHOLD``, or chosen if ``LONG_TAIL.REPEAT_THRESHOLD`` is "auto".
+
+    Frequencies are shares of all records, as samplers have them: also of images without objects.
+    """
+    if cfg.LONG_TAIL.REPEAT_THRESHOLD != "auto":
+        return cfg.DATALOADER.REPEAT_THRESHOLD
+    statistics = _image_classes(cfg, records).statistics()
+    threshold = auto_threshold(statistics)
+    logger.info(
+        "REPEAT_THRESHOLD auto: classes in fewer than %.4g of %d images are repeated",
+        threshold * statistics.num_images,
+        statistics.num_images,
+    )
+    return threshold
+
+
 def sampler_factory(cfg: CfgNode, records: Records) -> MakeSampler:
-    """What makes the sampler ``DATALOADER.SAMPLER_TRAIN`` for these records from a seed."""
+    """
+    What makes the sampler ``DATALOADER.SAMPLER_TRAIN`` for these records from a seed.
+
+    Raises:
+        ConfigError: ``LONG_TAIL.REPEAT_THRESHOLD`` is neither "" nor "auto".
+        DatasetError: an object is of none of the detector's classes.
+    """
+    choice = cfg.LONG_TAIL.REPEAT_THRESHOLD
+    if choice not in ("", "auto"):
+        raise ConfigError(
+            f"LONG_TAIL.REPEAT_THRESHOLD is {choice!r}, expected 'auto' or '': a number goes to "
+            "DATALOADER.REPEAT_THRESHOLD"
+        )
     name = cfg.DATALOADER.SAMPLER_TRAIN
     stock = detectron2_samplers().get(name)
     if stock is not None:
         return stock(cfg, records)
     sampler_class = sampler_classes()[name]
-    images = ImageClasses.from_records(records, cfg.MODEL[classifier_node(cfg)].NUM_CLASSES)
+    images = _image_classes(cfg, records)
     arguments = {key.lower(): value for key, value in cfg.LONG_TAIL.SAMPLER[name].items()}
-    wired = {
-        "threshold": cfg.DATALOADER.REPEAT_THRESHOLD,
-        "total": cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH,
-    }
     parameters = inspect.signature(sampler_class).parameters
-    arguments |= {key: value for key, value in wired.items() if key in parameters}
+    if "threshold" in parameters:
+        arguments["threshold"] = _repeat_threshold(cfg, records)
+    if "total" in parameters:
+        arguments["total"] = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
 
     def make_sampler(seed: int) -> Sampler:
         try:

@@ -66,7 +66,8 @@ class RepeatFactorSampler(LongTailSampler):
     Random permutations of a set in which images with rare classes are repeated.
 
     With the default arguments the stream of Detectron2's RepeatFactorTrainingSampler, which is
-    seeded otherwise. The threshold is ``DATALOADER.REPEAT_THRESHOLD`` or what
+    seeded otherwise; but for crowds, which Detectron2 counts and this does not (LVIS has none). The
+    threshold is ``DATALOADER.REPEAT_THRESHOLD`` or what
     ``LONG_TAIL.REPEAT_THRESHOLD`` makes of it.
 
     Args:

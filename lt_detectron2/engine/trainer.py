@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.build import build_test_loader, build_train_loader
 from ..data.loader import TrainingLoader
-from ..data.repeat_factors import auto_threshold
 from ..data.statistics import (
     STATISTICS_KEY,
     prepare_statistics,
@@ -38,7 +37,6 @@ from ..evaluation.options import EvaluationOptions
 from ..modeling.components import build
 from ..modeling.freeze import train_only
 from ..random_state import keeping_random_state
-from ..statistics import ClassStatistics
 from .blame import build_or_blame
 from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
@@ -53,9 +51,6 @@ from .stop import StopRequest, StopRequested
 from .writers import build_writers
 
 logger = logging.getLogger(__name__)
-
-REPEATING_SAMPLERS = ("RepeatFactorTrainingSampler", "RepeatFactorSampler")
-"""Samplers whose threshold ``LONG_TAIL.REPEAT_THRESHOLD`` can choose."""
 
 STATISTICS_FILE = "class_statistics.json"
 
@@ -73,7 +68,6 @@ class LongTailTrainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor works on GPUs only
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.statistics = prepare_statistics(cfg)
-        cfg = resolve_repeat_threshold(cfg, self.statistics)
 
         model = self.build_model(cfg)
         train_only(model, cfg.LONG_TAIL.TRAINABLE)
@@ -348,35 +342,6 @@ def _print_results(dataset_name: str, results: dict[str, Any]) -> None:
     if comm.is_main_process():
         logger.info("Evaluation results for %s in csv format:", dataset_name)
         print_csv_format(results)
-
-
-def resolve_repeat_threshold(cfg: CfgNode, statistics: ClassStatistics) -> CfgNode:
-    """
-    The config with DATALOADER.REPEAT_THRESHOLD set, where LONG_TAIL.REPEAT_THRESHOLD is "auto".
-
-    Raises:
-        ConfigError: neither "" nor "auto".
-    """
-    choice = cfg.LONG_TAIL.REPEAT_THRESHOLD
-    if choice not in ("", "auto"):
-        raise ConfigError(
-            f"LONG_TAIL.REPEAT_THRESHOLD is {choice!r}, expected 'auto' or '': a number goes to "
-            "DATALOADER.REPEAT_THRESHOLD"
-        )
-    if choice != "auto" or cfg.DATALOADER.SAMPLER_TRAIN not in REPEATING_SAMPLERS:
-        return cfg
-    cfg = cfg.clone()
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    cfg.DATALOADER.REPEAT_THRESHOLD = auto_threshold(statistics)
-    if frozen:
-        cfg.freeze()
-    logger.info(
-        "REPEAT_THRESHOLD auto: classes in fewer than %.4g of %d images are repeated",
-        cfg.DATALOADER.REPEAT_THRESHOLD * statistics.num_images,
-        statistics.num_images,
-    )
-    return cfg
 
 
 def _wrap_for_processes(model: torch.nn.Module) -> torch.nn.Module:

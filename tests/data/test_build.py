@@ -17,9 +17,7 @@ from lt_detectron2.data.build import (
 from lt_detectron2.data.episodes import IS_SAMPLED, SAMPLED_CLASS
 from lt_detectron2.data.samplers import RepeatFactorSampler
 from lt_detectron2.engine.setup import load_config
-from lt_detectron2.engine.trainer import resolve_repeat_threshold
 from lt_detectron2.errors import ConfigError
-from lt_detectron2.statistics import ClassStatistics
 
 DATASET = "sampler_test_train"
 CLASSES = [[0, 0], [0, 1], [0], [0, 1], [2], [0, 1], [0, 3], [0]]
@@ -137,11 +135,32 @@ def test_retinanet_has_classes_of_its_own(records):
 
 def test_auto_threshold_reaches_the_sampler(records):
     cfg = config("RepeatFactorSampler", "LONG_TAIL.REPEAT_THRESHOLD", "auto")
-    statistics = ClassStatistics([9, 3, 1, 1], [7, 3, 1, 1], 8)
-    cfg = resolve_repeat_threshold(cfg, statistics)
     sampler = sampler_factory(cfg, records)(seed=3)
     assert isinstance(sampler, RepeatFactorSampler)
     assert sampler.factors.max() == pytest.approx(2**0.5)  # the median frequency is 2 / 8
+
+
+@pytest.mark.parametrize("name", ["RepeatFactorSampler", "RepeatFactorTrainingSampler"])
+@pytest.mark.parametrize("large", [True, False])
+def test_auto_threshold_is_of_what_is_sampled(records, name, large, caplog):
+    """Images without objects change no factor: frequency and threshold are shares of the same."""
+    cfg = config(name, "LONG_TAIL.REPEAT_THRESHOLD", "auto")
+    records = records * (20 if large else 1)  # one class in more than 100 images, or none
+    with_empty = [*records, *({"annotations": []} for _ in range(3 * len(records)))]
+    with caplog.at_level("INFO"):
+        made = [sampler_factory(cfg, r)(seed=3) for r in (records, with_empty)]
+    if name == "RepeatFactorSampler":
+        actual, expected = made[1].factors, made[0].factors
+    else:
+        actual, expected = (sampler._int_part + sampler._frac_part for sampler in reversed(made))
+    torch.testing.assert_close(actual[: len(records)], expected)
+    assert expected.max() > 1 and actual[len(records) :].max() == 1
+    assert f"fewer than {100 if large else 2} of {len(with_empty)} images" in caplog.text
+
+
+def test_repeat_threshold_in_the_wrong_key(records):
+    with pytest.raises(ConfigError, match="is '0.01', expected 'auto' or '': a number goes to D"):
+        sampler_factory(config("TrainingSampler", "LONG_TAIL.REPEAT_THRESHOLD", "'0.01'"), records)
 
 
 def test_detectron2s_samplers_are_its_own(records):

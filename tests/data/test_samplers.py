@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.testing import assert_close
 
 from lt_detectron2.data import samplers
@@ -263,6 +264,20 @@ def test_episodes_favour_by_power():
         assert classes[::2] == classes[1::2]
         seen += torch.bincount(torch.tensor(classes), minlength=4)
     assert_close(seen / seen.sum(), torch.tensor([8, 5, 0, 1]) / 14, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("with_crowds", [False, True])
+def test_detectron2s_factors_but_for_crowds(with_crowds):
+    """Detectron2 counts a class as frequent whose crowds are, though nobody trains on them."""
+    records = [{"annotations": [{"category_id": 0}]} for _ in range(99)]
+    records.append({"annotations": [{"category_id": 0}, {"category_id": 1}]})
+    if with_crowds:
+        for record in records[:40]:
+            record["annotations"].append({"category_id": 1, "iscrowd": 1})
+    ours = RepeatFactorSampler(ImageClasses.from_records(records, 2), 0, 0.5).factors.float()
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.5)
+    assert ours.max() == pytest.approx(50**0.5)
+    assert torch.equal(ours, theirs) != with_crowds
 
 
 def test_table_from_records():

@@ -15,7 +15,7 @@ from torch import nn
 
 from lt_detectron2.engine.gradient_clipping import build_clipped_optimizer
 from lt_detectron2.engine.setup import load_config
-from lt_detectron2.engine.trainer import LongTailTrainer, resolve_repeat_threshold
+from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import ConfigError, UserError
 from lt_detectron2.layers import (
     CausalClassifier,
@@ -153,7 +153,7 @@ def dataset(tmp_path_factory):
 
 
 def config_of(combination, folder, dataset):
-    cfg = small_config(
+    return small_config(
         folder,
         CHOICES["head"][combination["head"]],
         combination["loss"],
@@ -161,7 +161,6 @@ def config_of(combination, folder, dataset):
         *overrides_of(combination),
         *("DATASETS.TRAIN", f"('{dataset}',)", "SOLVER.IMS_PER_BATCH", "2"),
     )
-    return resolve_repeat_threshold(cfg, STATISTICS)
 
 
 def test_covering_set_holds_every_pair():
