@@ -10,7 +10,8 @@ names are the means over the classes of each group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 
 from ..errors import UserError
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
-from .results import read_categories
+from .results import CategoryResult, read_categories
 from .style import BASELINE_COLOUR, GROUP_COLOURS, new_figure, save, tidy
 
 SPREAD = 0.06
@@ -41,7 +42,8 @@ def draw(
         task: "bbox" or "segm".
 
     Raises:
-        UserError: a run has not been evaluated, or they have different classes.
+        UserError: a run has not been evaluated, or not for the task, they have different classes,
+            or no run knows its training images.
     """
     before, after = read_categories(baseline, task), read_categories(method, task)
     if list(before) != list(after):
@@ -49,8 +51,19 @@ def draw(
             f"{baseline} and {method} were evaluated on different classes ({len(before)} and "
             f"{len(after)}): draw runs of one data set over each other"
         )
-    images = np.array([row.train_images for row in after.values()])
-    groups = [row.group for row in after.values()]
+    for run, results in ((baseline, before), (method, after)):
+        if all(math.isnan(row.ap) for row in results.values()):
+            raise UserError(
+                f"expected the {task} AP of classes in {run}, there is none: evaluate it for {task}"
+            )
+    counted = next((run for run in (after, before) if _has_counts(run)), None)
+    if counted is None:
+        raise UserError(
+            f"expected the training images of the classes in {method} or {baseline}, no evaluation "
+            "knew them: evaluate again with the class_statistics.json of the training"
+        )
+    images = np.array([row.train_images for row in counted.values()])
+    groups = [row.group for row in counted.values()]
     low, high = (np.array([row.ap for row in run.values()]) for run in (before, after))
     figure, axes = new_figure(7.2, 3.6)
     draw_changes(axes, images, groups, low, high, labels)
@@ -67,6 +80,10 @@ def draw(
     return save(figure, path, columns)
 
 
+def _has_counts(run: Mapping[int, CategoryResult]) -> bool:
+    return any(row.train_images >= 0 for row in run.values())
+
+
 def draw_changes(
     axes: Axes,
     images: np.ndarray,
@@ -81,7 +98,7 @@ def draw_changes(
 
     Args:
         axes: to draw on.
-        images: (K,) training images.
+        images: (K,) training images; classes without any, or with an unknown number, are left out.
         groups: K names of frequency groups.
         before, after: (K,) values; classes without both are left out.
         labels: names of the runs.

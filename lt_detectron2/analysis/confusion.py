@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 
 from ..evaluation import Detections, GroundTruth
 from ..evaluation.annotations import positions_in
+from ..evaluation.report import ABSENT
 from .boxes import pairwise_iou
 from .program import add_runs, draw_and_exit, figure_parser, labels_of
 from .results import CategoryResult, read_categories, read_detections, read_ground_truth
@@ -294,7 +295,7 @@ def _categories_of(
     confusion: Confusion, categories: Mapping[int, CategoryResult]
 ) -> list[CategoryResult]:
     return [
-        categories.get(id, CategoryResult(name, "", 0, np.nan))
+        categories.get(id, CategoryResult(name, "", -1, np.nan))
         for id, name in zip(confusion.category_ids.tolist(), confusion.names)
     ]
 
@@ -302,12 +303,13 @@ def _categories_of(
 def _csv_columns(confusion: Confusion, results: Sequence[CategoryResult]) -> dict[str, list]:
     """A row for each class and each that any object of it is taken for."""
     annotated, called = confusion.counts.nonzero()
-    takers = [*results, CategoryResult("missed", "", 0, np.nan)]
+    images = [row.train_images for row in results]
+    takers = [*results, CategoryResult("missed", "", -1, np.nan)]
     return {
         "category_id": confusion.category_ids[annotated].tolist(),
         "class": [results[c].name for c in annotated],
         "group": [results[c].group for c in annotated],
-        "train_images": [results[c].train_images for c in annotated],
+        "train_images": [ABSENT if images[c] < 0 else images[c] for c in annotated],
         "taken_for": [takers[c].name for c in called],
         "taken_for_group": [takers[c].group for c in called],
         "objects": confusion.counts[annotated, called].tolist(),

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation import Detections, GroundTruth, load_ground_truth
 from ..evaluation.evaluation_files import DETECTIONS_FILE, PER_CATEGORY_FILE, RESULTS_FILE
+from ..evaluation.report import ABSENT
 from ..statistics import GROUP_NAMES
 
 GROUP_LETTERS = {name[0]: name for name in GROUP_NAMES}
@@ -19,7 +20,14 @@ GROUP_LETTERS = {name[0]: name for name in GROUP_NAMES}
 
 @dataclass(frozen=True)
 class CategoryResult:
-    """One row of per_category.csv. ``ap`` is in percent, nan for a class without annotations."""
+    """
+    One row of per_category.csv.
+
+    Args:
+        name, group: of the class; the group is "rare", "common", "frequent" or "".
+        train_images: -1 where nobody knows.
+        ap: in percent, nan for a class without annotations and where it was not measured.
+    """
 
     name: str
     group: str
@@ -34,10 +42,14 @@ def evaluation_folder(run: str | Path) -> Path:
 
 def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryResult]:
     """
-    AP by category id, from the output folder of a run.
+    What is known of each class by category id, from the output folder of a run.
+
+    Args:
+        run: its output folder.
+        task: whose AP; a run that was not evaluated for it has names, groups and counts still.
 
     Raises:
-        UserError: the run has not been evaluated, or not for this task.
+        UserError: the run has not been evaluated.
     """
     path = evaluation_folder(run) / PER_CATEGORY_FILE
     if not path.is_file():
@@ -47,15 +59,12 @@ def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryRe
         )
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    column = f"{task}_AP"
-    if rows and column not in rows[0]:
-        raise UserError(f"{path} has no column {column!r}: the run was not evaluated for {task}")
     return {
         int(row["category_id"]): CategoryResult(
             row["name"],
             GROUP_LETTERS.get(row["group"], ""),
-            _count(row["train_images"]),
-            np.nan if row[column] == "n/a" else float(row[column]),
+            int(_known(row["train_images"], -1)),
+            float(_known(row.get(f"{task}_AP", ABSENT), np.nan)),
         )
         for row in rows
     }
@@ -111,5 +120,5 @@ def read_ground_truth(run: str | Path, dataset: str = "") -> GroundTruth:
     return ground_truth
 
 
-def _count(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+def _known(text: str, otherwise: float) -> str | float:
+    return otherwise if text == ABSENT else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ class EvaluatedTraining:
 
     @cached_property
     def categories(self) -> dict[int, CategoryResult] | None:
-        """By id; None without results of one test set with box AP of each class."""
+        """By id; None without results of one test set for each class."""
         try:
             return read_categories(self.cfg.OUTPUT_DIR)
         except UserError:
@@ -142,8 +143,12 @@ def weight_norms(of: EvaluatedTraining) -> Figure | None:
 def ap_by_count(of: EvaluatedTraining) -> Figure | None:
     if of.categories is None:
         return None
-    rows = [(row.group, row.train_images, row.ap) for row in of.categories.values()]
-    return ap_by_count_figure(rows, "bbox")
+    rows = [
+        (row.group, row.train_images, row.ap)
+        for row in of.categories.values()
+        if row.train_images >= 0 and not math.isnan(row.ap)
+    ]
+    return ap_by_count_figure(rows, "bbox") if rows else None
 
 
 def confusion(of: EvaluatedTraining) -> Figure | None:

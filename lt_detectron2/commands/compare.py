@@ -137,7 +137,8 @@ def _write(
     from ..evaluation.compare import in_percent
 
     figures = [class_differences.draw(classes, labels, folder / DIFFERENCES_FIGURE).name]
-    if task == "bbox" and all(Path(run, "inference", "per_category.csv").is_file() for run in runs):
+    has_counts = any(c.train_images >= 0 for c in classes)
+    if task == "bbox" and has_counts and all(map(_has_table, runs)):
         figures.append(ap_by_count.draw(*runs, labels, folder / COUNTS_FIGURE).name)
     pictures = "\n\n".join(f"![{Path(name).stem}]({name})" for name in figures)
     title = f"# {labels[1]} against {labels[0]}"
@@ -149,6 +150,10 @@ def _write(
     content = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / NUMBERS_FILE).write_text(f"{content}\n", encoding="utf-8")
     print(f"\nWritten to {folder}: {', '.join([TABLE_FILE, NUMBERS_FILE, *figures])}")
+
+
+def _has_table(run: str) -> bool:
+    return Path(run, "inference", "per_category.csv").is_file()
 
 
 def _without_nan(value: Any) -> Any:

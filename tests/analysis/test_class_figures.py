@@ -37,13 +37,30 @@ def test_ap_of_two_runs(tmp_path):
 def test_runs_that_do_not_fit_are_refused(tmp_path):
     one = write_results(tmp_path / "a", "1,cat,f,n/a,n/a,3,4,50.5")
     other = write_results(tmp_path / "b", "2,cat,f,900,2,3,4,50.5")
-    assert read_categories(one)[1].train_images == 0  # nobody knows
+    assert read_categories(one)[1].train_images == -1  # nobody knows
     with pytest.raises(UserError, match="were evaluated on different classes"):
         ap_by_count.draw(one, other, ("a", "b"), tmp_path / "ap.png")
-    with pytest.raises(UserError, match="has no column 'segm_AP'"):
+    with pytest.raises(UserError, match="segm AP of classes in .*/a, there is none: evaluate"):
         ap_by_count.draw(one, one, ("a", "b"), tmp_path / "ap.png", task="segm")
     with pytest.raises(UserError, match="expected the results of an evaluation at"):
         ap_by_count.draw(one, tmp_path, ("a", "b"), tmp_path / "ap.png")
+    with pytest.raises(UserError, match="training images of the classes in .* no evaluation knew"):
+        ap_by_count.draw(one, one, ("a", "b"), tmp_path / "ap.png")
+
+
+@pytest.mark.parametrize("is_baseline", [True, False])
+def test_counts_of_either_run_will_do(is_baseline, tmp_path):
+    counted = write_results(tmp_path / "a", "1,cat,f,900,2,3,4,50.5")
+    other = write_results(tmp_path / "b", "1,cat,n/a,n/a,n/a,3,4,49.0")
+    runs = (counted, other) if is_baseline else (other, counted)
+    (row,) = read_csv(ap_by_count.draw(*runs, ("old", "new"), tmp_path / "ap.png"))
+    assert (row["group"], row["train_images"]) == ("frequent", "900")
+
+
+def test_a_run_of_another_task_has_names_and_counts(tmp_path):
+    results = read_categories(write_results(tmp_path, "1,cat,f,900,2,3,4,50.5"), "segm")
+    assert (results[1].name, results[1].train_images) == ("cat", 900)
+    assert math.isnan(results[1].ap)
 
 
 def test_no_bar_is_cut_off(tmp_path, monkeypatch):

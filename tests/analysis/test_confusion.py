@@ -74,14 +74,17 @@ def test_counts_by_hand():
     assert nothing.counts[:, -1].tolist() == [1, 1, 2]
 
 
-def test_groups_stand_together_without_counts_of_a_training_set():
+def test_groups_stand_together_without_counts_of_a_training_set(tmp_path):
     confusion = confuse(ground_truth_of([(1, 9, [0, 0, 9, 9])]), detections_of([]))
     groups = dict(zip(CATEGORIES, ("rare", "frequent", "rare")))
-    categories = {id: replace(CATEGORIES[id], group=g, train_images=0) for id, g in groups.items()}
+    unknown = {"train_images": -1}
+    categories = {id: replace(CATEGORIES[id], group=g, **unknown) for id, g in groups.items()}
     figure = confusion_figure(confusion, categories)
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert names == ["frequent", "rare", "missed"]
     to_pixels(figure)
+    with draw(confusion, categories, tmp_path / "a.png").with_suffix(".csv").open() as file:
+        assert [row["train_images"] for row in csv.DictReader(file)] == ["n/a"]
 
 
 def test_crowds_are_not_counted():

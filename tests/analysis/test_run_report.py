@@ -1,5 +1,6 @@
 """The report of a run: what it says, that it stands alone, and what it does where things lack."""
 
+import csv
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from lt_detectron2.analysis.run_report.curves import curve, read_metrics
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.evaluation import LongTailOpenImagesEvaluator
+from lt_detectron2.evaluation.report import csv_text
 from lt_detectron2.statistics import ClassStatistics
 from tests.engine.small_set import register, unregister
 from tests.evaluation import test_challenge as open_images
@@ -107,6 +109,23 @@ def test_classes_without_a_group_are_not_called_rare(report, run, tmp_path):
     (copy / "per_category.csv").write_text(re.sub(",[rcf],", ",n/a,", table))
     text = section(write_report(tmp_path)[0].read_text(), "Worst confusions")
     assert "These are the classes of which" in text
+
+
+def test_counts_that_nobody_knows_are_not_zero(report, run, tmp_path):
+    """An evaluation with AP-fixed, of an LVIS file's own letters, without counts of a training."""
+    assert "Each dot is a class" in report[0]
+    copy = tmp_path / "inference"
+    shutil.copytree(run / "inference", copy)
+    with (copy / "per_category.csv").open(newline="") as file:
+        rows = [{**row, "train_images": "n/a"} for row in csv.DictReader(file)]
+    columns = {name.replace("bbox_", "bbox_fixed_"): [r[name] for r in rows] for name in rows[0]}
+    (copy / "per_category.csv").write_text(csv_text(columns))
+    markdown = write_report(tmp_path)[0].read_text()
+    assert "Could not be made" not in markdown and "Each dot is a class" not in markdown
+    lines = section(markdown, "Worst confusions").splitlines()
+    table = [line.split("|") for line in lines if line.startswith("|")]
+    assert table[0][3].strip() == "training images"
+    assert {cells[3].strip() for cells in table[2:]} == {"n/a"}
 
 
 @pytest.mark.parametrize("with_statistics", [True, False])

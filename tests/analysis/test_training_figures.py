@@ -1,6 +1,7 @@
 """Figures at each evaluation of a training, in TensorBoard and nowhere else."""
 
 import copy
+import csv
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.engine.writers import build_writers
 from lt_detectron2.errors import DatasetError
 from lt_detectron2.evaluation.coco import LongTailCOCOEvaluator
+from lt_detectron2.evaluation.report import csv_text
 from tests.engine.small_set import register, unregister
 from tests.evaluation.evaluator_cases import model_outputs, run
 from tests.modeling.detectors import NUM_CLASSES, STATISTICS, small_config, small_detector
@@ -206,6 +208,16 @@ def test_rank_errors_are_those_of_the_model_now(evaluated, monkeypatch):
     assert first.shape == (NUM_CLASSES,)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other, equal_nan=True)
+
+
+@pytest.mark.parametrize("column", ["train_images", "bbox_AP"])
+def test_ap_by_count_needs_both(column, evaluated):
+    path = Path(evaluated.cfg.OUTPUT_DIR, "inference", "per_category.csv")
+    with path.open(newline="") as file:
+        rows = [{**row, column: "n/a"} for row in csv.DictReader(file)]
+    path.write_text(csv_text({name: [row[name] for row in rows] for name in rows[0]}))
+    assert FIGURES["ap_by_count"](evaluated) is None
+    assert FIGURES["confusion"](evaluated) is not None
 
 
 def test_other_detectors_have_fewer_figures(trainer):

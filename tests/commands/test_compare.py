@@ -81,6 +81,16 @@ def test_one_run_that_was_evaluated_without_counts(names, runs, capsys):
     assert rows["Nº2 red striped diamond"].split("|")[2:4] == ["     rare ", "            2 "]
 
 
+def test_without_any_counts_there_is_no_figure_of_them(runs, tmp_path, capsys):
+    folders = [str(runs / f"{name}_uncounted") for name in ("plain", "better")]
+    assert main(["compare", *folders, "--samples", "5", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "red striped diamond" in line)
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["n/a", "n/a"]
+    assert (tmp_path / "differences.png").is_file()
+    assert not (tmp_path / "ap_by_count.png").exists()
+
+
 def test_files_of_outcomes(runs, capsys):
     files = [str(runs / name / "inference" / "outcomes_bbox.npz") for name in ("plain", "better")]
     assert main(["compare", *files, "--samples", "10"]) == 0

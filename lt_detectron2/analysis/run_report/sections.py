@@ -8,6 +8,7 @@ from typing import Any
 
 from ...data.repeat_factors import auto_threshold, class_repeat_factors
 from ...errors import UserError
+from ...evaluation.report import format_count
 from ...statistics import GROUP_NAMES, ClassStatistics
 from .. import class_histogram, class_summary, confusion
 from ..results import CategoryResult, read_categories, read_detections, read_ground_truth
@@ -75,11 +76,13 @@ def _results_of(run: RunFolder, evaluation: Evaluation) -> list[Block]:
         table = _bootstrap_table(content["bootstrap"])
         blocks.append(Folded("Bootstrap intervals over the images", [table]))
     task, _, metric = evaluation.metric_columns[0].rpartition("_")
-    counts = [(_group(row), _count(row["train_images"])) for row in evaluation.rows]
-    if any(group for group, _ in counts):
-        values = [_value(row[f"{task}_{metric}"]) for row in evaluation.rows]
+    points = [
+        (_group(row), _count(row["train_images"]), _value(row[f"{task}_{metric}"]))
+        for row in evaluation.rows
+        if row["train_images"] != "n/a"
+    ]
+    if any(group for group, _, _ in points):
         path = run.path / FIGURES / f"ap_by_count_{evaluation.dataset}.png"
-        points = [(group, count, value) for (group, count), value in zip(counts, values)]
         caption = "Each dot is a class; dashed lines are the means of the groups."
         picture = save(curves.ap_by_count_figure(points, task), path)
         blocks.append(Figure(picture, caption))
@@ -149,7 +152,7 @@ def confusions(run: RunFolder) -> list[Block]:
     rows = [
         [
             _titled(row.category),
-            f"{row.category.train_images:,}",
+            format_count(row.category.train_images),
             str(row.num_objects),
             f"{100 * row.right:.0f} %",
             f"{100 * row.missed:.0f} %",
