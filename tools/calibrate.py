@@ -61,6 +61,7 @@ def calibrate(arguments: argparse.Namespace) -> tuple[Path, str]:
         raise ConfigError(
             f"--method {arguments.method} has no usual values: give --parameter and --values"
         )
+    _check_choice_of_images(arguments)
     cfg = _config(arguments)
     with_value(cfg, parameter, values[0])  # refuses a parameter that there is not
     folder = Path(cfg.OUTPUT_DIR, "calibration")
@@ -92,6 +93,18 @@ def calibrate(arguments: argparse.Namespace) -> tuple[Path, str]:
     path = folder / f"{arguments.method}.yaml"
     path.write_text(_chosen_config(arguments, cfg, parameter, best.value, where), encoding="utf-8")
     return path, table
+
+
+def _check_choice_of_images(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.share <= 1:
+        raise ConfigError(
+            f"--share is {arguments.share:g}, expected more than 0 and at most 1: 0.2 is a fifth "
+            "of each class's images"
+        )
+    if arguments.max_images < 1:
+        raise ConfigError(
+            f"--max-images is {arguments.max_images}, expected 1 or more: leave it out for 1000"
+        )
 
 
 def _config(arguments: argparse.Namespace) -> CfgNode:

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20
 SECONDS_TO_END = 120
+ENDS_WELL = (0, 128 + signal.SIGTERM)
 FIELDS = ("seconds", "main_mib", "workers_mib", "workers", "files", "shared_mib")
 
 
@@ -135,6 +136,11 @@ def report(samples: Sequence[dict], warm_up: float) -> list[str]:
     return lines
 
 
+def logged_entries(path: Path) -> int:
+    """Lines of a file of metrics; none where the training ended before it wrote one."""
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -155,15 +161,16 @@ def main() -> int:
         command += ["TEST.EVAL_PERIOD", str(options.eval_period)]
         command += ["DATALOADER.NUM_WORKERS", str(options.workers), *options.overrides]
         samples, status, left = watch(command, options.minutes, options.sample_seconds)
-        lines = sum(1 for _ in open(Path(folder, "metrics.json"), encoding="utf-8"))
+        lines = logged_entries(Path(folder, "metrics.json"))
     if options.csv:
         with open(options.csv, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(samples)
-    print("\n".join(report(samples, options.warm_up)))
+    if samples:
+        print("\n".join(report(samples, options.warm_up)))
     print(f"{lines} entries logged; the training ended with status {status}; left behind: {left}")
-    return 0 if left == "nothing" else 1
+    return 0 if left == "nothing" and status in ENDS_WELL else 1
 
 
 if __name__ == "__main__":

@@ -98,6 +98,11 @@ def usable_records(
             f"{source}: none of {num_annotations} boxes has an area inside its image: write "
             "them as (x, y, width, height) in pixels"
         )
+    if all(a.get("iscrowd", 0) for record in usable for a in record.get("annotations", ())):
+        raise DatasetError(
+            f"{source}: every box with an area is marked as a crowd (iscrowd 1), which nobody "
+            "trains on: set iscrowd to 0 for single objects"
+        )
     report_left_out(source, left_out, "have boxes without area inside their image", "of images")
     return usable
 

@@ -169,6 +169,11 @@ def _choices(
     cfg: CfgNode, already_set: set[str], own: OwnData, summary: AnnotationSummary
 ) -> dict[str, Any]:
     """What suits these annotations, by key."""
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected the number of images of "
+            "a step, 1 or more: write 16, or fewer if memory is short"
+        )
     images = _images_trained_on(cfg, summary)
     iterations = max(own.min_iterations, math.ceil(own.epochs * images / cfg.SOLVER.IMS_PER_BATCH))
     if "SOLVER.MAX_ITER" in already_set:

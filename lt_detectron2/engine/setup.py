@@ -216,6 +216,11 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_composition(cfg)
     check_writers(cfg.LONG_TAIL.WRITERS)
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise ConfigError(
+            f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}, expected 1 or more "
+            "iterations: as many as SOLVER.MAX_ITER save at the end only"
+        )
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):

@@ -158,6 +158,7 @@ def test_a_class_without_images_is_named(register, caplog):
         (coco([annotation(1, 0, 4, (1, 2, 0, 4))]), "none of 1 boxes has an area"),
         (coco([annotation(1, 0, 4, (1, 2, 3, -4))]), "none of 1 boxes has an area"),
         (coco([]), "no annotation in"),
+        (coco([annotation(1, 0, crowd=1)]), "every box with an area is marked as a crowd"),
         ({"images": []}, "cannot be read as COCO or LVIS annotations"),
     ],
 )

@@ -148,3 +148,7 @@ def test_tool_writes_a_table_and_a_config(tmp_path, capsys):
     assert "NorCal has no number 'tau'" in capsys.readouterr().err
     assert tool.main([*command, "--values", "0", "--metric", "APx", *weights]) == 1
     assert "--metric: no trial has the metric 'APx'" in capsys.readouterr().err
+    for option, value in (("--share", "0"), ("--share", "nan"), ("--max-images", "0")):
+        missing = ["MODEL.WEIGHTS", str(tmp_path / "none.pth")]  # nothing has been read before
+        assert tool.main([*command, option, value, *missing]) == 1
+        assert f"error: {option} is {value}, expected" in capsys.readouterr().err

@@ -80,6 +80,7 @@ def test_no_such_config_file():
             "annotations of test set 'lvis_v1_val' are missing",
         ),
         (["OUTPUT_DIR", "/proc/nowhere"], "cannot be written"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "CHECKPOINT_PERIOD is 0, expected 1 or more"),
     ],
 )
 def test_refused_before_training(tmp_path, monkeypatch, overrides, message):

@@ -63,6 +63,15 @@ def test_soak_sees_what_grows_and_what_is_left_behind():
     assert "slope +" in "\n".join(soak.report(samples, 0))
 
 
+def test_soak_of_a_training_that_fails_at_once(tmp_path, monkeypatch, capsys):
+    """Its exit status is said, though there is neither a sample nor a log."""
+    (tmp_path / "train_net.py").write_text("import sys\nsys.exit(3)")
+    monkeypatch.setattr(soak, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--sample-seconds", "1"])
+    assert soak.main() == 1
+    assert "0 entries logged; the training ended with status 3" in capsys.readouterr().out
+
+
 def test_cells_are_listed():
     """The matrix names the cells that can run on this machine, and refuses unknown ones."""
     command = [sys.executable, "tools/compatibility.py"]
