@@ -5,7 +5,8 @@ they are, and entries that look like mistakes.
     lt-detectron2 stats data/train.json --images data/images
     lt-detectron2 stats output/model_final.pth
 
-The exit status is 1 where a training cannot use the annotations.
+The exit status is 1 where a training cannot use the annotations. What only looks like a mistake is
+listed once nothing else is wrong with the entries.
 """
 
 from __future__ import annotations

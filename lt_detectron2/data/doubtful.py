@@ -20,6 +20,7 @@ from .annotation_schema import (
     image_problem,
     is_id,
     is_number,
+    shown,
 )
 
 SMALLEST_SIDE = 2.0
@@ -64,14 +65,16 @@ def find_doubtful(
     dataset: Mapping[str, Any], image_root: str | Path | None = None
 ) -> list[Finding]:
     """
-    Everything doubtful in an annotation file, errors first.
+    All errors in an annotation file, or everything doubtful in one without.
 
     Args:
         dataset: content of a COCO or LVIS file.
         image_root: the folder of images; without it no file is looked for.
     """
+    errors = [finding for finding in _errors(dataset) if finding.examples]
+    if errors:  # what else there is relies on entries being what they should
+        return errors
     found = [
-        *_errors(dataset),
         *_doubtful_categories(dataset),
         *_doubtful_images(dataset),
         *_doubtful_annotations(dataset),
@@ -83,8 +86,23 @@ def find_doubtful(
 
 def _errors(dataset: Mapping[str, Any]) -> Iterator[Finding]:
     """What :func:`~lt_detectron2.data.annotation_schema.check_annotation_file` would refuse."""
-    tables = {kind: dataset.get(key, ()) for kind, key in TABLES.items()}
-    images, categories = ({e.get("id"): e for e in tables[k]} for k in ("image", "category"))
+    tables = {}
+    for kind, key in TABLES.items():
+        entries = dataset.get(key, ())
+        tables[kind] = [entry for entry in entries if isinstance(entry, dict)]
+        yield Finding(
+            f"{key} are no objects: remove them",
+            tuple(
+                f"{kind} number {position}: {shown(entry)}"
+                for position, entry in enumerate(entries)
+                if not isinstance(entry, dict)
+            ),
+            True,
+        )
+    images, categories = (
+        {e["id"]: e for e in tables[kind] if isinstance(e.get("id"), int | str)}
+        for kind in ("image", "category")
+    )
     problems = []
     for kind, find in (
         ("category", category_problem),
@@ -94,12 +112,12 @@ def _errors(dataset: Mapping[str, Any]) -> Iterator[Finding]:
         for entry in tables[kind]:
             problem = find(entry)
             if problem:
-                problems.append(f"{kind} {entry.get('id')} {problem}")
+                problems.append(f"{kind} {shown(entry.get('id'))} {problem}")
         ids = [entry.get("id") for entry in tables[kind]]
         yield Finding(
             f"{TABLES[kind]} have no whole number as id: number them",
             tuple(
-                f"{kind} number {position}: {id!r}"
+                f"{kind} number {position}: {shown(id)}"
                 for position, id in enumerate(ids)
                 if not is_id(id)
             ),

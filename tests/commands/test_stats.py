@@ -109,8 +109,10 @@ def test_doubtful_categories_and_images(content):
     )
     empty = [*content["images"], {**content["images"][0], "id": 999, "file_name": "empty.jpg"}]
     assert only(content, "images have no object", images=empty).examples == ("empty.jpg",)
-    twice = [*content["images"], content["images"][0]]
-    assert {f.is_error for f in find_doubtful({**content, "images": twice})} == {True, False}
+    empty[-1]["file_name"] = empty[0]["file_name"]
+    assert any("files are listed twice" in problem for problem in problems(content, images=empty))
+    (finding,) = find_doubtful({**content, "images": [*content["images"], content["images"][0]]})
+    assert "ids of images occur twice" in finding.problem and finding.is_error
 
 
 def test_ids_that_are_no_numbers_and_images_without_size(content):
@@ -126,6 +128,34 @@ def test_ids_that_are_no_numbers_and_images_without_size(content):
     images = [{"id": i["id"], "file_name": i["file_name"]} for i in content["images"]]
     (finding,) = find_doubtful({**content, "images": images})
     assert "image 1 has no 'height'" in finding.examples[0] and len(finding.examples) == 180
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "example"),
+    [
+        ("annotations", {"segmentation": [1, 1, 5, 1, 5, 5]}, "annotation 1 has the polygon 1,"),
+        ("annotations", {"category_id": [1]}, "annotation 1 belongs to category [1]"),
+        ("annotations", {"image_id": [1]}, "annotation 1 belongs to image [1]"),
+        ("annotations", {"id": {}}, "annotation number 0: {}"),
+        ("annotations", {"bbox": [1e308] * 4}, "annotation 1 has the box"),
+        ("annotations", None, "annotation number 0: 'x'"),
+        ("images", {"id": [1]}, "image number 0: [1]"),
+        ("images", {"width": "9"}, "image 1 has width '9'"),
+        ("images", {"file_name": ["a"]}, "image 1 has file_name ['a']"),
+        ("images", {"file_name": 3}, "image 1 has file_name 3"),
+        ("images", None, "image number 0: 'x'"),
+        ("categories", {"id": None}, "category number 0: None"),
+        ("categories", {"name": ["x"]}, "has the name ['x']"),
+        ("categories", None, "category number 0: 'x'"),
+    ],
+)
+def test_entries_of_any_type_are_listed(data, content, table, changes, example, tmp_path, capsys):
+    entries = copy.deepcopy(content[table])
+    entries[0] = "x" if changes is None else {**entries[0], **changes}
+    (tmp_path / "broken.json").write_text(json.dumps({**content, table: entries}))
+    arguments = ["--images", str(data / "images"), "--no-picture"]
+    assert main(["stats", str(tmp_path / "broken.json"), *arguments]) == 1
+    assert example in capsys.readouterr().out
 
 
 def test_files_from_windows(data, content, tmp_path, capsys):
