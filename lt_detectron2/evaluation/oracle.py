@@ -34,7 +34,8 @@ def official_curves(
         protocol: LVIS's, with any cap per image.
 
     Raises:
-        UserError: the package is not installed, or knows nothing of such a protocol.
+        UserError: the package is not installed, knows nothing of such a protocol, or miscounts an
+            annotation of id 0.
     """
     cap = protocol.max_dets_per_image
     _check_protocol("the official package", iou_type, protocol)
@@ -54,6 +55,12 @@ def official_curves(
             del result["bbox"]
     with numpy_of_2022():
         annotations = lvis.LVIS(annotation_file)
+        if 0 in annotations.anns:
+            raise UserError(
+                "expected ids of annotations from 1 on, there is a 0, which the official package "
+                "takes for 'no match', so that it counts who finds this object as wrong: give it "
+                "another id to compare"
+            )
         loaded = lvis.LVISResults(annotations, results, max_dets=-1 if cap is None else cap)
         evaluation = lvis.LVISEval(annotations, loaded, iou_type)
         evaluation.params.max_dets = cap

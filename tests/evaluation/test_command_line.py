@@ -77,6 +77,16 @@ def test_official_backend(task, case, capsys, monkeypatch):
         main([*files, "--tasks", task, "--backend", "lvis", "--fixed", "5"])
 
 
+def test_id_0_is_what_the_official_package_has_for_no_match(case):
+    pytest.importorskip("lvis")
+    dataset, results = small_set()
+    dataset["annotations"][0]["id"] = 0
+    files = case(dataset, results)
+    main(files)
+    with pytest.raises(SystemExit, match="error: .*annotations from 1 on, .* give it another id"):
+        main([*files, "--backend", "lvis"])
+
+
 @pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
 def test_half_an_lvis_file_is_no_coco_file(case, key):
     dataset, results = small_set()
