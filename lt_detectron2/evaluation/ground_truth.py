@@ -85,10 +85,17 @@ class GroundTruth:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides which detections count (not of masks)."""
+        """
+        Hash of what decides which detections count among objects of all sizes.
+
+        Not of masks, nor of areas: they decide which range of sizes an object belongs to.
+        """
         digest = hashlib.sha256()
         for name in ("image_ids", "category_ids", "cell_flags", "image", "category", "boxes"):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        # Crowds as negative numbers, which tells them from the ignored.
+        rows = np.concatenate([np.flatnonzero(self.ignored), ~np.flatnonzero(self.crowd)])
+        digest.update(rows.astype(np.int64).tobytes())
         return digest.hexdigest()[:16]
 
     @classmethod

@@ -1,6 +1,7 @@
 """The annotation index: what it keeps, and which files it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lt_detectron2.evaluation import GroundTruth, groups_from_frequency, read_annotations
 from lt_detectron2.evaluation.annotations import NOT_EXHAUSTIVE, POSITIVE, VERIFIED
 
+from .official import as_coco
 from .small_set import annotation, category, image, small_set
 
 
@@ -34,6 +36,26 @@ def test_columns():
     assert index.image_count.tolist() == [2, 1]
     assert groups_from_frequency(index).labels() == ["c", "f"]
     assert [column.tolist() for column in index.cells] == [[0, 1, 2], [0, 2, 3], [2, 1, 1]]
+
+
+def test_fingerprint_tells_apart_what_detections_count():
+    dataset, _ = small_set()
+
+    def fingerprint(**change):
+        first, *others = dataset["annotations"]
+        changed = {**dataset, "annotations": [{**first, **change}, *others]}
+        read = GroundTruth.from_coco if "iscrowd" in change else GroundTruth.from_lvis
+        return read(as_coco(changed) if "iscrowd" in change else changed).fingerprint
+
+    assert fingerprint() == fingerprint(segmentation=[[0, 0, 5, 0, 5, 5]])
+    assert fingerprint() != fingerprint(bbox=[0.0, 0.0, 5.0, 5.0])
+    assert fingerprint() == fingerprint(ignore=0) != fingerprint(ignore=1)
+    assert fingerprint(iscrowd=0) != fingerprint(iscrowd=1)
+    # An ignored object is no crowd.
+    index = GroundTruth.from_lvis(dataset)
+    marked = np.arange(len(index.image)) == 1
+    ignored, crowd = (replace(index, **{name: marked}) for name in ("ignored", "crowd"))
+    assert ignored.fingerprint != crowd.fingerprint
 
 
 def test_groups_are_unknown_without_frequency():
