@@ -198,6 +198,7 @@ def _value_and_gradient(
     own_x = scale * logits.gather(1, own)
     if offset is not None:
         own_x += offset[kind[:, None], own]
+    own_x.masked_fill_(~has_own, 0)  # at infinity, weight 0 would not help
     value, own_slope = terms.positive(own_x[:, 0], own[:, 0])
     own_weight = share * has_own[:, 0].to(dtype)
     if weights.positive is not None:

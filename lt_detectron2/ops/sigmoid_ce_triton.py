@@ -144,8 +144,9 @@ def _kernel(
         x = scale * tl.load(logits + at, mask=there, other=0).to(tl.float32)
         if offset is not None:
             x += tl.where(is_foreground[:, None], offset_1[None, :], offset_0[None, :])
-        score, value, slope = _negative(x, gamma[None, :], low, high, TERMS)
         is_own = (target[:, None] == column[None, :]) & own_here[:, None]
+        x = tl.where(is_own, 0.0, x)  # at infinity, weight 0 would not help
+        score, value, slope = _negative(x, gamma[None, :], low, high, TERMS)
         weight = tl.where(is_foreground[:, None], weight_1[None, :], weight_0[None, :])
         if min_score is not None:
             least = tl.where(is_foreground[:, None], score_1[None, :], score_0[None, :])
@@ -189,12 +190,12 @@ def _both_rows(table, stride, column, inside, default):
 def _negative(x, gamma, low, high, TERMS: tl.constexpr):
     """Score, loss and its derivative of a negative."""
     if TERMS == "gumbel" or TERMS == "floored_gumbel":
-        within = (x >= low) & (x <= high)
-        e = tl.exp(-tl.minimum(tl.maximum(x, low), high))
+        outside = (x < low) | (x > high)
+        e = tl.exp(-_clamp(x, low, high))
         score = tl.exp(-e)
         odds = score / (1 - score) if TERMS == "floored_gumbel" else score / _one_minus_exp(e)
         value = _log1p(tl.minimum(odds, 1 / odds)) + tl.log(tl.maximum(odds, 1.0))
-        slope = tl.where(within, e * odds, 0.0)
+        slope = tl.where(outside, 0.0, e * odds)
     else:
         score, complement, entropy, log_score = _sigmoid(x)
         value, slope = entropy, score
@@ -209,14 +210,14 @@ def _negative(x, gamma, low, high, TERMS: tl.constexpr):
 def _positive(x, gamma, quality, low, high, TERMS: tl.constexpr):
     """Loss and its derivative of a positive."""
     if TERMS == "gumbel" or TERMS == "floored_gumbel":
-        within = (x >= low) & (x <= high)
-        value = tl.exp(-tl.minimum(tl.maximum(x, low), high))
+        outside = (x < low) | (x > high)
+        value = tl.exp(-_clamp(x, low, high))
         slope = -value
         if TERMS == "floored_gumbel":
             score = tl.exp(-value)
             variance = score * (1 - score)
             slope *= variance / tl.maximum(variance, 1e-12)
-        slope = tl.where(within, slope, 0.0)
+        slope = tl.where(outside, 0.0, slope)
     elif TERMS == "quality_focal":
         score, complement, entropy, log_score = _sigmoid(x)
         entropy = (1 - quality) * x - log_score
@@ -230,6 +231,13 @@ def _positive(x, gamma, quality, low, high, TERMS: tl.constexpr):
         score, value, slope = _negative(-x, gamma, low, high, TERMS)
         slope = -slope
     return value, slope
+
+
+@triton.jit
+def _clamp(x, low, high):
+    """x in [low, high]; NaN stays NaN, as what looks for damage needs it."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -143,7 +143,11 @@ def _kernel(
         if weights is not None:
             weight *= tl.load(weights + row * weight_stride, mask=exists, other=0).to(tl.float32)
         active = weight != 0  # other rows are not read
-        own = tl.load(targets + row * target_stride, mask=active, other=0).to(tl.int32)
+        target = tl.load(targets + row * target_stride, mask=active, other=0)
+        # Of what is no column nothing is read. Torch's operations would end the process.
+        has_column = (target >= 0) & (target < columns)
+        weight = tl.where(has_column, weight, float("nan"))
+        own = tl.where(has_column, target, 0).to(tl.int32)
         z = logits + row * row_stride
         at_offset = offset
         if offset is not None:

@@ -60,6 +60,15 @@ def test_compiles(name: str, compiled: list):
     assert compiled and not any(map(_spills, compiled))
 
 
+@pytest.mark.parametrize("name", ["gumbel", "gumbel, official"])
+def test_clamping_keeps_what_is_not_a_number(name: str, compiled: list):
+    """The interpreter's maximum always does, a GPU's only if it is told to."""
+    operations(ROWS, COLUMNS)[name](logits(ROWS, COLUMNS), implementation="triton")
+    (kernel,) = compiled
+    counts = [kernel.asm["ptx"].count(f"{bound}.NaN.f32") for bound in ("max", "min")]
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize("name", ["softmax", "softmax, everything"])
 def test_long_rows_compile(name: str, compiled: list):
     columns = softmax_ce_triton.MAX_BLOCK + 1

@@ -74,6 +74,38 @@ def test_extreme_logits(name: str):
     check(operations(12, 40)[name], z, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("softmax")])
+@pytest.mark.parametrize("damage", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_shows_where_torch_shows_it(name: str, damage: float):
+    operation, z = operations(180, 9)[name], logits(180, 9).detach()
+    row = torch.arange(180)
+    z[row, row % 9] = damage  # each column, which is some rows' own and stands for none without
+    results = []
+    for implementation in ("torch", "triton"):
+        given = z.clone().requires_grad_()
+        loss = operation(given, implementation=implementation).loss
+        (gradient,) = torch.autograd.grad(loss.sum(), given)
+        # Whether it is infinite or not a number is left open.
+        results.append([item.detach().nan_to_num(-1, -1, -1) for item in (loss, gradient)])
+    assert_close(*results, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("columns, block", [(5, 2048), (37, 16)])
+def test_target_that_is_no_column(columns: int, block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(softmax_ce_triton, "MAX_BLOCK", block)
+    z, targets = logits(9, columns), torch.arange(9) % columns
+    expected = softmax_cross_entropy(z, SoftmaxPart(targets), implementation="torch").loss
+    is_bad = torch.zeros(9, dtype=torch.bool)
+    is_bad[[3, 5]] = True
+    targets[is_bad] = torch.tensor([-1, columns])
+    losses = softmax_cross_entropy(z, SoftmaxPart(targets), implementation="triton").loss
+    (gradient,) = torch.autograd.grad(losses.sum(), z)
+    assert losses[is_bad].isnan().all() and gradient[is_bad].isnan().all()
+    assert_close(losses[~is_bad], expected[~is_bad], rtol=1e-4, atol=2e-5)
+    assert gradient[~is_bad].isfinite().all()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if "everything" in name])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype):

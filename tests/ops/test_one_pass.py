@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lt_detectron2.losses.focal import FocalTerms
+from lt_detectron2.losses.gumbel import GumbelTerms
 from lt_detectron2.ops import (
     LogitShifts,
     SoftmaxPart,
@@ -17,6 +19,7 @@ from lt_detectron2.ops import (
     softmax_cross_entropy,
 )
 from lt_detectron2.ops.one_pass import OnePass
+from lt_detectron2.ops.sigmoid_ce import SIGMOID, BinaryTerms
 from lt_detectron2.ops.softmax_ce import Compensation
 
 from . import cross_entropy_reference as reference
@@ -184,6 +187,24 @@ def test_rows_of_weight_0_are_not_looked_at():
     assert_close(result.loss, plain)
     assert_close(gradient, torch.autograd.grad(plain.sum(), read)[0])
     assert torch.isfinite(result.negative_gradient).all()
+
+
+@pytest.mark.parametrize("terms", [SIGMOID, FocalTerms(2.0), GumbelTerms(floored=False)])
+def test_infinite_logits_of_the_last_column_and_of_rows_own(terms: BinaryTerms):
+    """As an overflow of half precision gives them; the limit is what a large number gives."""
+    targets = _targets(L + 1)
+    has_own = targets < L
+    rows = torch.arange(R)
+
+    def run(size: float) -> tuple[Tensor, Tensor]:
+        z = _logits().detach()
+        z[~has_own, -1] = -size
+        z[rows[has_own], targets[has_own]] = size
+        z.requires_grad_()
+        loss = sigmoid_cross_entropy(z, targets, background=BACKGROUND, terms=terms).loss
+        return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+
+    assert_close(run(float("inf")), run(1e4))
 
 
 @each_operation

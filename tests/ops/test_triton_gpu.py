@@ -52,6 +52,19 @@ def test_operations_equal_torch(name: str, rows: int, columns: int):
     check(operations(rows, columns, "cuda")[name], logits(rows, columns, "cuda"), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("softmax")])
+def test_what_is_not_a_number_shows(name: str):
+    z = logits(300, 1204, "cuda").detach()
+    z[:, 600] = float("nan")
+    z.requires_grad_()
+    outcomes = []
+    for implementation in ("torch", "triton"):
+        loss = operations(300, 1204, "cuda")[name](z, implementation=implementation).loss
+        outcomes.append((loss.isnan(), torch.autograd.grad(loss.sum(), z)[0].isnan().any(dim=1)))
+    assert_close(*outcomes)
+    assert outcomes[0][0].all() and outcomes[0][1].all()
+
+
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_more_than_two_to_the_31_logits(name: str):
     rows, columns = 2**21 + 3, 1030
