@@ -34,7 +34,12 @@ from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.full_disk import explaining_full_disk
 from lt_detectron2.engine.launch import launch
 from lt_detectron2.engine.own_data import log_own_data
-from lt_detectron2.engine.setup import check_config, keeping_config_of_training, load_config
+from lt_detectron2.engine.setup import (
+    check_config,
+    forget_earlier_training,
+    keeping_config_of_training,
+    load_config,
+)
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import DatasetError, UserError
 
@@ -60,6 +65,8 @@ def main(args: argparse.Namespace) -> Any:
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Prepare logging, seeds and the output folder."""
     keeps = args.eval_only and comm.is_main_process()
+    if comm.is_main_process() and not args.eval_only:
+        forget_earlier_training(cfg.OUTPUT_DIR)
     with keeping_config_of_training(cfg.OUTPUT_DIR) if keeps else nullcontext():
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="lt_detectron2", abbrev_name="lt")

@@ -97,7 +97,7 @@ def pip(python: str, arguments: Iterable[str]) -> None:
 
 def build(folder: Path, python_version: str) -> None:
     """
-    Fill `folder`, which is emptied first, with the wheels for one Python version.
+    Fill `folder` with the wheels for one Python version, in the place of those that are there.
 
     Raises:
         WheelhouseError: pip could not download or build one of them.
@@ -142,8 +142,16 @@ def build(folder: Path, python_version: str) -> None:
         unfit = [name for name in unfit if "manylinux" not in name]
         if unfit:
             raise WheelhouseError(f"built for this machine only: {', '.join(unfit)}")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(wheels, folder)
+        replace_wheels(wheels, folder)
+
+
+def replace_wheels(wheels: Path, folder: Path) -> None:
+    """Copy wheels to a folder, in the place of those that are there; other files stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    for wheel in wheels.glob("*.whl"):
+        shutil.copy(wheel, folder)
 
 
 def main() -> int:
@@ -151,7 +159,9 @@ def main() -> int:
     running = ".".join(str(number) for number in sys.version_info[:2])
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--python-version", default=running, help="of the target machine")
-    parser.add_argument("--folder", type=Path, default=Path("wheelhouse"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("wheelhouse"), help="new wheels take the place of old"
+    )
     options = parser.parse_args()
     if not re.fullmatch(r"3\.\d+", options.python_version):
         parser.error(f"--python-version: expected e.g. 3.12, got {options.python_version}")

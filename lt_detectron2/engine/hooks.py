@@ -29,6 +29,15 @@ class ForgetOldValues(HookBase):
         histories.default_factory = functools.partial(HistoryBuffer, max_length=KEPT_VALUES)
 
 
+class Evaluation(hooks.EvalHook):
+    """Detectron2's, which would evaluate once more where the last of all steps failed."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._do_eval()
+        del self._func  # it holds the trainer, which holds this
+
+
 def complete_hooks(trainer: LongTailTrainer, stock: Sequence[HookBase | None]) -> list[HookBase]:
     """
     Detectron2's hooks with those that the config asks for; writers come last, to write it all.
@@ -46,7 +55,7 @@ def complete_hooks(trainer: LongTailTrainer, stock: Sequence[HookBase | None]) -
     completed += [hook for hook in stock if not isinstance(hook, replaced)]
     eval_period = trainer.cfg.TEST.EVAL_PERIOD
     completed.append(CheckpointHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD))
-    completed.append(hooks.EvalHook(eval_period, trainer.evaluate))
+    completed.append(Evaluation(eval_period, trainer.evaluate))
     if node.VALIDATION_LOSS_PERIOD > 0:
         completed.append(ValidationLoss(trainer.cfg, trainer.model))
     if node.BEST_CHECKPOINT:

@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import add_long_tail_config
 from ..data.annotation_schema import shown
 from ..errors import ConfigError, about, reason
+from ..files import replacing
 from ..modeling.composition import check_composition
 from .checkpoint import LAST_FILE, check_weights
 from .own_data import check_image_files, prepare_own_data
@@ -43,6 +44,9 @@ EXAMPLES = {"float": "2.0", "int": "2", "bool": "True", "tuple": "('a', 'b')"}
 
 CONFIG_FILE = "config.yaml"
 """Detectron2's, in OUTPUT_DIR."""
+
+ASIDE = ".of_training."
+"""Between that name and the process that has put it aside."""
 
 
 def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode:
@@ -262,17 +266,36 @@ def keeping_config_of_training(folder: str) -> Iterator[None]:
     An evaluation has no schedule, takes class counts from the checkpoint, and may set test settings
     of its own: its config would no longer be the one that the checkpoints beside it came from.
     """
-    config, aside = Path(folder, CONFIG_FILE), Path(folder, f"{CONFIG_FILE}.of_training")
-    if aside.is_file():  # an evaluation was killed
-        aside.replace(config)
+    config = Path(folder, CONFIG_FILE)
     if not (config.is_file() and Path(folder, LAST_FILE).is_file()):
         yield
         return
-    config.rename(aside)  # not copied, for which a disk may have no room
+    aside = Path(f"{config}{ASIDE}{os.getpid()}")
+    with replacing(str(aside), "wb") as file:  # now: afterwards the disk may have no room for it
+        file.write(_config_of_training(config))
     try:
         yield
     finally:
         aside.replace(config)
+
+
+def forget_earlier_training(folder: str) -> None:
+    """To be called before a training writes its config: evaluations must not bring others back."""
+    for aside in _asides(folder):
+        aside.unlink(missing_ok=True)
+
+
+def _config_of_training(config: Path) -> bytes:
+    # While another evaluation runs, or if one was killed, config.yaml is that one's.
+    for aside in _asides(str(config.parent)):
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            return aside.read_bytes()
+    return config.read_bytes()
+
+
+def _asides(folder: str) -> list[Path]:
+    found = Path(folder).glob(f"{CONFIG_FILE}{ASIDE}*")
+    return [path for path in found if path.suffix[1:].isdigit()]
 
 
 def _check_writable(folder: str) -> None:

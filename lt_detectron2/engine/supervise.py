@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ from .stop import STATUSES, StopRequested, handling_signals
 FAILURE_GRACE = 15.0
 """Seconds that the others have to notice that one failed: they may be writing a file."""
 STOP_GRACE = 600.0
-"""Seconds that the others have once one stopped as asked: the main one writes a checkpoint."""
+"""Seconds that the main process has for a checkpoint, once another stopped as asked."""
 LOOK_EVERY = 2.0
 
 
@@ -38,16 +39,21 @@ def supervise(context: mp.ProcessContext) -> None:
     """
     processes = context.processes
     with _passing_on_signals(processes) as received:
-        deadline = None
+        deadline = math.inf
         while running := [process for process in processes if process.exitcode is None]:
             connection.wait([process.sentinel for process in running], timeout=LOOK_EVERY)
             codes = [process.exitcode for process in processes]
             failed = any(code not in (None, 0, *STATUSES) for code in codes)
             failed |= any(map(os.path.exists, context.error_files))  # it may hang after that
-            stopped = bool(received) or any(code in STATUSES for code in codes)
-            if deadline is None and (failed or any(code in STATUSES for code in codes)):
-                deadline = time.monotonic() + (STOP_GRACE if stopped else FAILURE_GRACE)
-            if deadline is not None and time.monotonic() > deadline:
+            stops = [code - 128 for code in codes if code in STATUSES]
+            if stops and not received:  # only it was asked to; the others would wait for it
+                received.append(stops[0])
+                for process in running:
+                    process.terminate()
+            grace = FAILURE_GRACE if codes[0] is not None or not received else STOP_GRACE
+            if failed or stops:
+                deadline = min(deadline, time.monotonic() + grace)
+            if time.monotonic() > deadline:
                 break
         codes = [process.exitcode for process in processes]
         for process in processes:
@@ -75,7 +81,11 @@ def _passing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]
 def _raise_what_happened(
     context: mp.ProcessContext, codes: Sequence[int | None], received: Sequence[int]
 ) -> None:
-    """Raise what the first process to fail died of, if one did; others die of its absence."""
+    """
+    Raise what the first process to fail died of, if one did; others die of its absence.
+
+    Where one stopped as asked, others may fail because it is no longer there.
+    """
     raised, killed, aborted = [], [], []
     for rank, (code, file) in enumerate(zip(codes, context.error_files)):
         if os.path.exists(file):
@@ -86,10 +96,10 @@ def _raise_what_happened(
     if killed or (aborted and not raised):
         rank = (killed or aborted)[0]
         raise UserError(_obituary(rank, len(codes), codes[rank]))
-    if raised:
+    stops = [code - 128 for code in codes if code in STATUSES]
+    if raised and not stops:
         rank = min(raised)[1]
         raise _error_of(context, rank)
-    stops = [code - 128 for code in codes if code in STATUSES]
     if received or stops:
         raise StopRequested((*received, *stops)[0])
 

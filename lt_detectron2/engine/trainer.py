@@ -147,22 +147,21 @@ class LongTailTrainer(DefaultTrainer):
         Raises:
             StopRequested: the training was asked to stop, which an evaluation does not delay.
         """
-        with self.ending_at_once():
+        with self.saving_before_stop(), self.stop.at_once():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     @contextmanager
-    def ending_at_once(self) -> Iterator[None]:
+    def saving_before_stop(self) -> Iterator[None]:
         """
-        Inside, a request to stop ends what is long and changes nothing. A collective.
+        Around ``self.stop.at_once()``: a stop leaves a checkpoint of the last step. A collective.
 
         Raises:
-            StopRequested: there was one; the last step is in a checkpoint.
+            StopRequested: as came from inside.
         """
         states = gather_process_states(self._model)
         try:
-            with self.stop.at_once():
-                yield
+            yield
         except StopRequested:
             # Not self.save: other processes may be somewhere else in what was ended.
             if self.iter < self.max_iter and self.iter != self._saved_iteration:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ class ValidationLoss(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
-            with self.trainer.ending_at_once():
-                losses = validation_losses(self._cfg, self._model)
+            with self.trainer.saving_before_stop():
+                losses = validation_losses(self._cfg, self._model, self.trainer.stop.at_once)
             total = {"total_loss": sum(losses.values())}
             self.trainer.storage.put_scalars(
                 **{PREFIX + name: value for name, value in (losses | total).items()},
@@ -72,11 +72,22 @@ class ValidationLoss(HookBase):
             logger.info("Validation loss: %.4f", total["total_loss"])
 
 
-def validation_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Mean of each term of the loss over the images of ``DATASETS.TEST``. A collective."""
+def validation_losses(
+    cfg: CfgNode,
+    model: nn.Module,
+    interruptible: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
+    """
+    Mean of each term of the loss over the images of ``DATASETS.TEST``. A collective.
+
+    Args:
+        cfg: names the sets.
+        model: is left as it was.
+        interruptible: inside, an exception may come at any moment; what restores is outside.
+    """
     model = getattr(model, "module", model)  # nothing is to be reduced between gradients
     seed = max(cfg.SEED, 0)
-    with keeping_random_state(), computing_losses(model), EventStorage():
+    with keeping_random_state(), computing_losses(model), EventStorage(), interruptible():
         torch.manual_seed(seed)
         sums: dict[str, float] = defaultdict(float)
         loader, num_images = _annotated_images(cfg)

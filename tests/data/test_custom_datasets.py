@@ -270,7 +270,10 @@ def changed(make, change):
         (changed(coco, lambda d: d["images"][0].pop("file_name")), "image 7 has no 'file_name'"),
         (changed(coco, lambda d: d["annotations"][0].update(category_id=8)), "to category 8"),
         (changed(coco, lambda d: d["annotations"][0].update(ignore=1)), "set its iscrowd to 1"),
-        (changed(lvis, lambda d: d["images"][1].pop("neg_category_ids")), "lacks 'neg_category_ids'"),
+        (
+            changed(lvis, lambda d: d["images"][1].pop("neg_category_ids")),
+            "lacks 'neg_category_ids'",
+        ),
         (changed(coco, lambda d: d["images"][0].update(neg_category_ids=[])), "add both lists"),
     ],
 )

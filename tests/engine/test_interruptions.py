@@ -18,10 +18,11 @@ import train_net
 from lt_detectron2.engine.checkpoint import LAST_FILE
 from lt_detectron2.engine.full_disk import explaining_full_disk, naming
 from lt_detectron2.engine.stop import StopRequested
+from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import CheckpointError, UserError
 from lt_detectron2.files import replacing
 from tests.engine.toy_jobs import CONTEXT, TIMEOUT, launch_forked, launch_pair, start
-from tests.engine.toy_training import Interruption, config, train
+from tests.engine.toy_training import DATASET, Interruption, config, train
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,43 @@ def test_one_process_is_asked_to_stop(tmp_path, data, monkeypatch, rank):
         launch_pair(monkeypatch, train_until, tmp_path, data, signal.SIGTERM, rank)
     assert stopped.value.code == 143
     assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000004.pth"]
+
+
+def train_with_a_long_evaluation(folder, data, asked):
+    """The main process computes AP while the other one has done its part; some are asked to end."""
+
+    def test(cls, cfg, model, evaluators=None):
+        is_main = comm.is_main_process()
+        if not is_main and asked is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if is_main:
+            time.sleep(2)  # the other waits for this process now
+            if asked is not None:
+                os.kill(asked, signal.SIGTERM)
+            time.sleep(TIMEOUT)
+        return {}
+
+    LongTailTrainer.test = classmethod(test)
+    train(config(folder, data, "DATASETS.TEST", f"('{DATASET}',)", "TEST.EVAL_PERIOD", "4"))
+
+
+@pytest.mark.parametrize("all_are_asked", [True, False])
+def test_stop_while_others_wait(tmp_path, data, monkeypatch, all_are_asked):
+    """SIGTERM while one process evaluates ends the job as asked, whoever waits or gets it."""
+    begin = time.monotonic()
+    asked = os.getpid() if all_are_asked else None
+    with pytest.raises(StopRequested) as stopped:
+        launch_pair(monkeypatch, train_with_a_long_evaluation, tmp_path, data, asked)
+    assert stopped.value.code == 143 and time.monotonic() - begin < TIMEOUT
+    assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000003.pth"]
+
+
+def test_no_evaluation_after_an_error(tmp_path, data, monkeypatch):
+    """An error in the last step is not held back by an evaluation, in which others would miss."""
+    monkeypatch.setattr(LongTailTrainer, "test", lambda *arguments: pytest.fail("it evaluated"))
+    cfg = config(tmp_path, data, "DATASETS.TEST", f"('{DATASET}',)", "SOLVER.MAX_ITER", "3")
+    with pytest.raises(ZeroDivisionError):
+        train(cfg, interruption=Interruption(2, ZeroDivisionError("a bug")))
 
 
 @pytest.mark.reliability

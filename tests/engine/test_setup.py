@@ -12,7 +12,12 @@ import pytest
 
 from lt_detectron2.config import add_long_tail_config
 from lt_detectron2.engine.launch import launch
-from lt_detectron2.engine.setup import check_config, keeping_config_of_training, load_config
+from lt_detectron2.engine.setup import (
+    check_config,
+    forget_earlier_training,
+    keeping_config_of_training,
+    load_config,
+)
 from lt_detectron2.errors import CheckpointError, ConfigError, UserError
 from lt_detectron2.modeling.classification_loss import build_classification_loss
 
@@ -107,7 +112,7 @@ def test_evaluation_keeps_the_config_of_the_training(tmp_path):
     with keeping_config_of_training(str(tmp_path)):
         config.write_text("SEED: 3")
     assert config.read_text() == "SEED: 2"
-    assert not list(tmp_path.glob("*.of_training"))
+    assert not list(tmp_path.glob("*.of_training*"))
 
 
 def test_config_of_the_training_survives_a_full_disk_and_a_kill(tmp_path, monkeypatch):
@@ -125,11 +130,34 @@ def test_config_of_the_training_survives_a_full_disk_and_a_kill(tmp_path, monkey
             full.setattr("builtins.open", no_room)
             no_room()
     assert config.read_text() == "SEED: 2"
-    config.rename(tmp_path / "config.yaml.of_training")
+    config.rename(tmp_path / "config.yaml.of_training.1")
     config.write_text("SEED: 3")  # and the evaluation was killed
     with keeping_config_of_training(str(tmp_path)):
-        pass
+        config.write_text("SEED: 4")
     assert config.read_text() == "SEED: 2"
+    config.write_text("SEED: 5")
+    forget_earlier_training(str(tmp_path))
+    with keeping_config_of_training(str(tmp_path)):
+        config.write_text("SEED: 6")
+    assert config.read_text() == "SEED: 5"
+
+
+@pytest.mark.parametrize("ends_first", [0, 1])
+def test_evaluations_at_the_same_time_keep_the_config(tmp_path, monkeypatch, ends_first):
+    config = tmp_path / "config.yaml"
+    config.write_text("SEED: 2")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    both = []
+    for process in (10, 9):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        both.append(keeping_config_of_training(str(tmp_path)))
+        both[-1].__enter__()
+        config.write_text(f"SEED: {process}")
+    both[ends_first].__exit__(None, None, None)
+    config.write_text("SEED: 3")  # of the other, late
+    both[1 - ends_first].__exit__(None, None, None)
+    assert config.read_text() == "SEED: 2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "last_checkpoint"]
 
 
 def test_evaluation_finds_its_weights_first(tmp_path):

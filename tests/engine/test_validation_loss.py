@@ -1,6 +1,7 @@
 """The validation loss: the mean over images, and no trace of it in the training."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from lt_detectron2.engine import validation_loss
+from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.engine.validation_loss import (
     ValidationLoss,
     computing_losses,
@@ -117,6 +119,31 @@ def test_state_of_training_layers_is_put_back(tmp_path):
         model.loss_normalizer = 9.0
     assert_same(everything(model), before)
     assert model.loss_normalizer == 7.0
+
+
+def test_what_restores_cannot_be_interrupted(tmp_path):
+    """An interruption leaves the model as it was; none comes while that is made so."""
+    cfg, model = detector(tmp_path)
+    model.train()
+    before, loss = everything(model), model.roi_heads.box_predictor.classification_loss
+    seen = []
+
+    @contextmanager
+    def interruptible():
+        yield
+        seen.append(loss.training)
+
+    validation_losses(cfg, model, interruptible)
+    assert seen == [False] and loss.training
+
+    @contextmanager
+    def interrupted():
+        yield
+        raise StopRequested(15)
+
+    with pytest.raises(StopRequested):
+        validation_losses(cfg, model, interrupted)
+    assert_same(everything(model), before)
 
 
 @pytest.mark.parametrize(

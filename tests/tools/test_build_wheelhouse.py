@@ -1,7 +1,7 @@
 """Which pins apply to the Python of another machine."""
 
 import pytest
-from build_wheelhouse import ROOT, WheelhouseError, requirements_for
+from build_wheelhouse import ROOT, WheelhouseError, replace_wheels, requirements_for
 
 LOCK = """# comment
 both==1
@@ -23,6 +23,15 @@ def test_conditions_are_judged_for_the_target(version, chosen):
 def test_unknown_condition_is_refused():
     with pytest.raises(WheelhouseError, match="cannot judge the condition in .a==1 ; os_name"):
         requirements_for("a==1 ; os_name == 'nt'", "3.12")
+
+
+def test_nothing_but_wheels_is_removed(tmp_path):
+    new, folder = tmp_path / "new", tmp_path / "home"
+    for path in (new / "a-2.whl", folder / "a-1.whl", folder / "thesis.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    replace_wheels(new, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["a-2.whl", "thesis.txt"]
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
