@@ -30,10 +30,10 @@ from .evaluation_files import RESULTS_FILE, make_writable, timed
 from .ground_truth import GroundTruth
 from .groups import (
     CategoryGroups,
+    class_difference,
     groups_from_frequency,
-    groups_from_statistics,
-    instance_bins,
-    per_category,
+    training_counts,
+    training_groups,
 )
 from .index_cache import load_ground_truth
 from .matching import IOU_TYPES
@@ -166,16 +166,16 @@ def _training(
         ) from error
     classes = {id: number for number, id in enumerate(index.category_ids.tolist())}
     counts = index, statistics, classes
-    partitions = [groups_from_statistics(*counts, thirds=file_format == "coco")]
-    if options.bins:
-        partitions.append(instance_bins(*counts, options.bins))
-    train_counts = {
-        f"train_{name}s": per_category(
-            np.asarray(getattr(statistics, f"{name}_count")), index, classes
+    partitions = training_groups(*counts, options.bins, thirds=file_format == "coco")
+    # A warning only: files spell the same classes in different ways.
+    difference = class_difference(statistics.class_names, index.category_names)
+    if difference:
+        logging.warning(
+            "The classes of %s have other names than those of %s: %s. If they are other classes, "
+            "the groups are wrong: give the class_statistics.json of a training on these classes",
+            *(options.statistics, options.annotations, difference),
         )
-        for name in ("image", "instance")
-    }
-    return tuple(partitions), train_counts
+    return partitions, training_counts(*counts)
 
 
 if __name__ == "__main__":

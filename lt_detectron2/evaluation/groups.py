@@ -118,6 +118,31 @@ def instance_bins(
     return CategoryGroups(names, index, FROM_TRAINING, f"bins of training objects from {bounds}")
 
 
+def training_groups(
+    ground_truth: GroundTruth,
+    statistics: "ClassStatistics",
+    class_of_category: Mapping[int, int],
+    edges: Sequence[int],
+    *,
+    thirds: bool = False,
+) -> tuple[CategoryGroups, ...]:
+    """`groups_from_statistics`, and `instance_bins` if there are edges; errors are theirs."""
+    counts = ground_truth, statistics, class_of_category
+    groups = groups_from_statistics(*counts, thirds=thirds)
+    return (groups, instance_bins(*counts, edges)) if edges else (groups,)
+
+
+def training_counts(
+    ground_truth: GroundTruth, statistics: "ClassStatistics", class_of_category: Mapping[int, int]
+) -> dict[str, np.ndarray]:
+    """(K,) `train_images` and (K,) `train_instances`, see `per_category`."""
+    counts = {"images": statistics.image_count, "instances": statistics.instance_count}
+    return {
+        f"train_{name}": per_category(np.asarray(of), ground_truth, class_of_category)
+        for name, of in counts.items()
+    }
+
+
 def per_category(
     per_class: np.ndarray, ground_truth: GroundTruth, class_of_category: Mapping[int, int]
 ) -> np.ndarray:
@@ -145,14 +170,23 @@ def check_class_names(trained: Sequence[str] | None, evaluated: Sequence[str] | 
     Raises:
         UserError: they differ: every number would be that of another class.
     """
+    difference = class_difference(trained, evaluated)
+    if difference:
+        raise UserError(
+            "expected a model of the classes of the evaluation set, the training set had others: "
+            f"{difference}. Evaluate on a set with the classes of training, in their order"
+        )
+
+
+def class_difference(trained: Sequence[str] | None, evaluated: Sequence[str] | None) -> str:
+    """The first difference between two lists of classes; "" where one of them has no names."""
     if not trained or not evaluated or list(trained) == list(evaluated):
-        return
+        return ""
     if len(trained) != len(evaluated):
-        where = f"{len(trained)} classes instead of {len(evaluated)}"
-    else:
-        c = next(i for i, (a, b) in enumerate(zip(trained, evaluated)) if a != b)
-        where = f"class {c} is {trained[c]!r} there and {evaluated[c]!r} here"
-    raise UserError(
-        f"expected a model of the classes of the evaluation set, the training set had others: "
-        f"{where}. Evaluate on a set with the classes of training, in their order"
+        return f"{len(trained)} classes instead of {len(evaluated)}"
+    others = [c for c, (a, b) in enumerate(zip(trained, evaluated)) if a != b]
+    first = others[0]
+    return (
+        f"class {first} is {trained[first]!r} there and {evaluated[first]!r} here "
+        f"({len(others):,} of {len(trained):,} differ)"
     )

@@ -2,20 +2,13 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from ..errors import DatasetError
 from .detections import Detections
 from .evaluator import Evaluation, LongTailEvaluator, logger
 from .ground_truth import GroundTruth
-from .groups import (
-    CategoryGroups,
-    groups_from_frequency,
-    groups_from_statistics,
-    instance_bins,
-    per_category,
-)
+from .groups import CategoryGroups, groups_from_frequency, training_counts, training_groups
 from .index_cache import load_ground_truth
 from .measure import measure
 from .options import EvaluationOptions
@@ -56,14 +49,12 @@ class JsonEvaluator(LongTailEvaluator):
     ) -> tuple[CategoryGroups, ...]:
         if self._statistics is None:
             return (groups_from_frequency(ground_truth),)
-        counts = ground_truth, self._statistics, class_of_category
-        partitions = [groups_from_statistics(*counts, thirds=self.thirds)]
         edges = tuple(self._options.instance_bins)
         if edges == EvaluationOptions().instance_bins:
             edges = self._metadata.get("instance_bin_edges", edges)
-        if edges:
-            partitions.append(instance_bins(*counts, edges))
-        return tuple(partitions)
+        return training_groups(
+            ground_truth, self._statistics, class_of_category, edges, thirds=self.thirds
+        )
 
     def _measure(self, detections: Detections) -> Evaluation:
         tasks = self._tasks or (("bbox",) if detections.masks is None else ("bbox", "segm"))
@@ -76,9 +67,8 @@ class JsonEvaluator(LongTailEvaluator):
         )
         train_counts = {}
         if self._statistics is not None:
-            for name in ("image", "instance"):
-                counts = np.asarray(getattr(self._statistics, f"{name}_count"))
-                counts = per_category(counts, self._ground_truth, self._class_of_category)
-                train_counts[f"train_{name}s"] = counts
+            train_counts = training_counts(
+                self._ground_truth, self._statistics, self._class_of_category
+            )
         files = found.files(self._dataset_name, train_counts)
         return Evaluation(found.results, found.lines(), files)

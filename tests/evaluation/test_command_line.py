@@ -8,6 +8,7 @@ import pytest
 
 from lt_detectron2.evaluation.__main__ import main
 from lt_detectron2.evaluation.oracle import ORACLES
+from lt_detectron2.statistics import ClassStatistics
 
 from .official import as_coco, random_set
 from .small_set import AP_OF_CATEGORY_1, small_set
@@ -55,6 +56,20 @@ def test_lvis(case, capsys, tmp_path):
         assert curves["bbox_precision"].shape == (10, 101, 3, 4)
         assert curves["bbox_recall"].shape == (10, 3, 4)
         assert curves["area_ranges"].tolist() == ["all", "small", "medium", "large"]
+
+
+def test_counts_of_other_classes_are_warned_of(case, tmp_path, caplog):
+    files = case(*small_set())
+    names = ["category 1", "category 2", "category 3"]
+    path = tmp_path / "class_statistics.json"
+    for trained, warnings in ((names, 0), (None, 0), ([*names[:2], "emu"], 1)):
+        caplog.clear()
+        statistics = ClassStatistics([900, 9, 9], [200, 2, 2], 300, trained)
+        path.write_text(json.dumps(statistics.state_dict()))
+        main([*files, "--statistics", str(path)])
+        found = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(found) == warnings, found
+    assert "class 2 is 'emu' there and 'category 3' here (1 of 3 differ). If they" in found[0]
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
