@@ -173,7 +173,7 @@ def read_statistics(path: str) -> ClassStatistics:
     if not state:
         raise DatasetError(
             f"{path!r} holds no class statistics: it was not written by this library; set "
-            "DATASETS.TRAIN, or LONG_TAIL.STATISTICS to a class_statistics.json"
+            "LONG_TAIL.STATISTICS to the class_statistics.json of a training"
         )
     try:
         return ClassStatistics.from_state_dict(state)

@@ -19,9 +19,7 @@ from ..statistics import GROUP_NAMES, ClassStatistics
 from .blame import build_model_or_blame
 from .checkpoint import LongTailCheckpointer
 from .class_means import prepare_calibration
-from .setup import WITHOUT_DATA, load_config
-
-CONFIG_FILE = "config.yaml"
+from .setup import CONFIG_FILE, WITHOUT_DATA, load_config
 
 
 class Detector:
@@ -31,7 +29,9 @@ class Detector:
     Args:
         weights: a checkpoint that a training of this library has written.
         config_file: that it was trained with; by default ``config.yaml`` beside the checkpoint.
-        overrides: config keys and values.
+        overrides: config keys and values. ``LONG_TAIL.STATISTICS`` gives the counts of a checkpoint
+            that has none; ``LONG_TAIL.ALLOW_PICKLE`` counts here only, not in a config file, which
+            may come from whoever made the checkpoint.
         class_names: K names, for a checkpoint that has none.
 
     Attributes:
@@ -41,6 +41,7 @@ class Detector:
 
     Raises:
         CheckpointError: no such file, not a checkpoint of ours, without names, or of another model.
+        DatasetError: no counts in the file that ``LONG_TAIL.STATISTICS`` names.
         ConfigError: no config, or one that does not fit.
     """
 
@@ -52,23 +53,26 @@ class Detector:
         class_names: Sequence[str] | None = None,
     ):
         weights = str(weights)
-        self.statistics = _statistics_of(weights)
+        counts = dict(zip(overrides[::2], overrides[1::2])).get("LONG_TAIL.STATISTICS") or weights
+        self.statistics = _statistics_of(weights, counts)
         names = class_names or self.statistics.class_names
         if not names:
             raise CheckpointError(
-                f"{weights!r} holds counts of {self.statistics.num_classes} classes but not their "
+                f"{counts!r} holds counts of {self.statistics.num_classes} classes but not their "
                 "names: give a file of names, one a line (--names)"
             )
         if len(names) != self.statistics.num_classes:
             raise CheckpointError(
-                f"expected {self.statistics.num_classes} class names, as many as {weights!r} has "
+                f"expected {self.statistics.num_classes} class names, as many as {counts!r} has "
                 f"classes, got {len(names)}"
             )
         self.class_names = tuple(names)
         self.groups = tuple(GROUP_NAMES[g] for g in self.statistics.frequency_group().tolist())
         self.cfg = _config_of(weights, str(config_file), overrides)
         self.model = build_model_or_blame(self.cfg).eval()
-        checkpointer = LongTailCheckpointer(self.model)
+        checkpointer = LongTailCheckpointer(
+            self.model, allow_pickle=self.cfg.LONG_TAIL.ALLOW_PICKLE
+        )
         checkpointer.strict = True
         checkpointer.load(weights)
         prepare_calibration(self.cfg, self.model)
@@ -96,9 +100,11 @@ class Detector:
         return torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
 
 
-def _statistics_of(weights: str) -> ClassStatistics:
+def _statistics_of(weights: str, counts: str) -> ClassStatistics:
     if not os.path.isfile(weights):
         raise CheckpointError(f"no checkpoint at {weights!r}: give the model_final.pth of a run")
+    if counts != weights:
+        return read_statistics(counts)
     try:
         return read_statistics(weights)
     except DatasetError as error:
@@ -115,6 +121,7 @@ def _config_of(weights: str, config_file: str, overrides: Sequence[str]) -> CfgN
             "(--config-file)"
         )
     own = ["MODEL.WEIGHTS", weights, "LONG_TAIL.STATISTICS", weights]
+    own += ["LONG_TAIL.ALLOW_PICKLE", "False"]  # only overrides can allow it
     # Class means of a nearest class mean classifier lie beside its checkpoint.
     own += ["OUTPUT_DIR", os.path.dirname(weights) or "."]
     if not torch.cuda.is_available():

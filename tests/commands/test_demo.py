@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_bad_checkpoints(run, images, tmp_path):
     for content, text in (
         (None, "no checkpoint at"),
         (b"text", "cannot be read"),
-        ({"model": {}}, "holds no class statistics"),
+        ({"model": {}}, "this library; set LONG_TAIL.STATISTICS to the class_statistics.json"),
     ):
         if isinstance(content, bytes):
             broken.write_bytes(content)
@@ -234,6 +235,28 @@ def test_bad_checkpoints(run, images, tmp_path):
             torch.save(content, broken)
         status, _, _, printed = run(images, of=broken)
         assert status == 1 and text in printed, printed
+
+
+def test_checkpoint_of_another_program(run, images, weights, tmp_path):
+    """It needs counts from a file, and a word of the caller's if it is a full pickle."""
+    content = torch.load(weights, weights_only=True)
+    counts = tmp_path / "class_statistics.json"
+    counts.write_text(json.dumps(content.pop("class_statistics")))
+    other = tmp_path / "other.pth"
+    torch.save({**content, "written_to": Path("other.pth")}, other)
+    config = weights.with_name("config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(
+        config.replace("ALLOW_PICKLE: false", "ALLOW_PICKLE: true")
+    )
+    status, _, _, printed = run(images, of=other)
+    assert status == 1 and "set LONG_TAIL.STATISTICS to a class_statistics.json" in printed
+    with_counts = ("--set", "LONG_TAIL.STATISTICS", counts)
+    status, _, _, printed = run(images, *with_counts, of=other)
+    assert status == 1 and "load it with LONG_TAIL.ALLOW_PICKLE True" in printed
+    status, found, _, _ = run(images, *with_counts, "LONG_TAIL.ALLOW_PICKLE", "True", of=other)
+    assert status == 0 and [c["name"] for c in found["classes"]] == list(NAMES)
+    status, _, _, printed = run(images, "--set", "LONG_TAIL.STATISTICS", "none.json", of=other)
+    assert status == 1 and "LONG_TAIL.STATISTICS: no file 'none.json'" in printed
 
 
 def test_checkpoint_without_names(run, images, tmp_path):
