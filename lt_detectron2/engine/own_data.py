@@ -118,17 +118,17 @@ def log_own_data(cfg: CfgNode) -> None:
         _log_split(own, found["training"], found["validation"])
     if "training" in found:
         _log_schedule(cfg, summarize_annotation_json(found["training"]))
+    node = classifier_node(cfg)
+    threshold = cfg.MODEL[node].SCORE_THRESH_TEST
     logger.info(
-        "Tested with MODEL.ROI_HEADS.SCORE_THRESH_TEST %g and TEST.DETECTIONS_PER_IMAGE %d",
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        cfg.TEST.DETECTIONS_PER_IMAGE,
+        "Tested with MODEL.%s.SCORE_THRESH_TEST %g and TEST.DETECTIONS_PER_IMAGE %d",
+        *(node, threshold, cfg.TEST.DETECTIONS_PER_IMAGE),
     )
-    if cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST > 0.01:
+    if threshold > 0.01:
         logger.warning(
             "A score threshold of %g hides rare classes, whose scores are low: leave it at %g for "
             "evaluation, and raise it only to show detections",
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            SCORE_THRESHOLD,
+            *(threshold, SCORE_THRESHOLD),
         )
 
 

@@ -93,10 +93,20 @@ def test_crowded_images_get_more_detections(data, tmp_path):
     assert load(data, tmp_path, *overrides).TEST.DETECTIONS_PER_IMAGE == 400
 
 
-def test_a_hiding_threshold_is_warned_of(data, tmp_path, caplog):
-    cfg = load(data, tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05)
-    log_own_data(cfg)
-    assert "hides rare classes" in caplog.text
+@pytest.mark.parametrize(
+    "architecture, node", [("GeneralizedRCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")]
+)
+def test_a_hiding_threshold_is_warned_of(data, tmp_path, caplog, architecture, node):
+    """The one that the detector goes by."""
+    for chosen in ("ROI_HEADS", "RETINANET"):
+        key = f"MODEL.{chosen}.SCORE_THRESH_TEST"
+        cfg = load(data, tmp_path, "MODEL.META_ARCHITECTURE", architecture, key, 0.05)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lt_detectron2"):
+            log_own_data(cfg)
+        value = "0.05" if chosen == node else "0.0001"
+        assert f"Tested with MODEL.{node}.SCORE_THRESH_TEST {value} and" in caplog.text
+        assert ("hides rare classes" in caplog.text) == (chosen == node)
 
 
 @pytest.mark.parametrize(
