@@ -105,6 +105,11 @@ class ClassificationLoss(ExactBuffers, ABC):
 
     # ---- what everybody calls
 
+    @property
+    def has_background(self) -> bool:
+        """Whether a region can be called background; otherwise that score is always 0."""
+        return self.num_logits > self.num_classes
+
     def forward(self, logits: Tensor, targets: Tensor, **region_data: Tensor) -> Tensor:
         """
         Mean of :meth:`region_losses` over all regions, background included.

@@ -26,15 +26,25 @@ class ClassificationMonitor(nn.Module):
 
     Writes ``fast_rcnn/cls_accuracy``, ``fg_cls_accuracy`` and ``false_negative`` (foreground taken
     for background), as Detectron2 does, and ``fg_cls_accuracy_rare`` etc. if groups are known.
+    Where nothing is ever called background, only what foreground regions tell is written: no
+    background region could be right, and none of the foreground be missed.
 
     Args:
         num_classes: K.
         frequency_group: (K,) group of each class, see ClassStatistics; None logs no groups.
+        has_background: whether the background's score is ever above 0.
     """
 
-    def __init__(self, num_classes: int, frequency_group: Tensor | None = None):
+    def __init__(
+        self,
+        num_classes: int,
+        frequency_group: Tensor | None = None,
+        *,
+        has_background: bool = True,
+    ):
         super().__init__()
         self.num_classes = num_classes
+        self.has_background = has_background
         self.has_groups = frequency_group is not None
         group = torch.zeros(num_classes, dtype=torch.int64)
         if frequency_group is not None:
@@ -85,9 +95,10 @@ class ClassificationMonitor(nn.Module):
             if whole:
                 storage.put_scalar(f"fast_rcnn/{name}", part / whole)
 
-        put("cls_accuracy", sum(right), sum(regions))
         put("fg_cls_accuracy", sum(right[:-1]), sum(regions[:-1]))
-        put("false_negative", sum(missed[:-1]), sum(regions[:-1]))
+        if self.has_background:
+            put("cls_accuracy", sum(right), sum(regions))
+            put("false_negative", sum(missed[:-1]), sum(regions[:-1]))
         if self.has_groups:
             for name, part, whole in zip(GROUP_NAMES, right, regions):
                 put(f"fg_cls_accuracy_{name}", part, whole)

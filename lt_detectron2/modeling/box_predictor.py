@@ -118,7 +118,9 @@ class LongTailFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.ranking_loss = ranking_loss
         self.harmonic = harmonic
         self.set_calibration(calibration)
-        self.monitor = ClassificationMonitor(self.num_classes, frequency_group)
+        self.monitor = ClassificationMonitor(
+            self.num_classes, frequency_group, has_background=classification_loss.has_background
+        )
         self.gradient_sums: GradientSums | None = None  # set by who wants to know
 
     @classmethod

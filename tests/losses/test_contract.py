@@ -164,6 +164,12 @@ def test_no_region_costs_nothing_and_has_a_graph(make: Make):
 
 
 @each_case
+def test_a_loss_says_whether_anything_is_called_background(make: Make):
+    loss = make()
+    assert loss.has_background == bool(loss.scores(batch(loss)[0])[:, -1].any())
+
+
+@each_case
 def test_scores_are_probabilities_with_the_background_last(make: Make):
     loss = train(make())
     logits, _ = batch(loss)

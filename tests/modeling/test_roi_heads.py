@@ -112,6 +112,23 @@ def test_no_region_at_all(tmp_path):
     sum(losses.values()).backward()
 
 
+@pytest.mark.parametrize("loss", ["DropLoss", "SoftmaxCrossEntropyLoss"])
+def test_only_losses_with_a_background_log_how_often_it_is_right(tmp_path, loss):
+    predictor = small_detector(
+        small_config(tmp_path, "LongTailROIHeads", loss, *BITMASK)
+    ).roi_heads.box_predictor
+    # One object, found, and three regions of background that score nothing.
+    scores = torch.full((4, predictor.num_classes + 1), 1e-4)
+    scores[0, 2] = 1.0
+    scores[1:, -1] = 0.0 if loss == "DropLoss" else 1.0
+    targets = torch.tensor([2] + 3 * [predictor.num_classes])
+    with EventStorage(19) as storage:  # an iteration that is logged
+        predictor.monitor.update(lambda scores: scores, scores, targets)
+    names = ("fg_cls_accuracy", "cls_accuracy", "false_negative")
+    logged = [storage.latest().get(f"fast_rcnn/{name}", (None,))[0] for name in names]
+    assert logged == ([1.0, None, None] if loss == "DropLoss" else [1.0, 1.0, 0.0])
+
+
 def test_accuracy_and_state_are_logged_by_group(tmp_path):
     model = small_detector(
         small_config(tmp_path, "LongTailROIHeads", "EqualizationLossV2", *BITMASK)
