@@ -62,10 +62,15 @@ class CheckedMapper:
             return "cannot be read: it is empty, damaged or no image; get it again"
         if not _can_be_decoded(file_name):
             return f"cannot be read ({reason(error)}): it is damaged; get it again"
+        without = self._error({**record, "annotations": []})
+        if without is not None and reason(without) == reason(error):
+            return (
+                f"cannot be mapped, whatever its annotations ({reason(error)}): check INPUT of the "
+                "config, or the mapper"
+            )
         for number, annotation in enumerate(record.get("annotations", ())):
-            try:
-                self.mapper({**copy.deepcopy(record), "annotations": [annotation]})
-            except Exception as own:
+            own = self._error({**record, "annotations": [annotation]})
+            if own is not None:
                 box, segmentation = map(shown, map(annotation.get, ("bbox", "segmentation")))
                 is_run_lengths = isinstance(annotation.get("segmentation"), dict)
                 remedy = RUN_LENGTHS_REMEDY if is_run_lengths else "mend or remove it"
@@ -74,6 +79,14 @@ class CheckedMapper:
                     f"{segmentation}, that cannot be used ({reason(own)}): {remedy}"
                 )
         return f"has annotations that cannot be used ({reason(error)}): mend or remove them"
+
+    def _error(self, record: Record) -> Exception | None:
+        """What the mapper raises for a record."""
+        try:
+            self.mapper(copy.deepcopy(record))
+        except Exception as error:
+            return error
+        return None
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> CheckedMapper:

@@ -7,7 +7,7 @@ The same file, share and seed give the same parts on every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def split_annotations(
         the two files.
 
     Raises:
-        DatasetError: the file cannot be used, or the folder cannot be written.
+        DatasetError: the file cannot be used, has too few images, or the folder cannot be written.
     """
     if not 0 < share < 1:
         raise DatasetError(
@@ -49,6 +49,13 @@ def split_annotations(
     parts = folder / "train.json", folder / "val.json"
     if not all(path.is_file() for path in parts):
         validation = choose_validation_images(dataset, share=share, seed=seed)
+        if not any(_is_object_in(entry, validation) for entry in dataset.get("annotations", ())):
+            raise DatasetError(
+                f"{json_file}: expected images with objects to keep some for validation, found "
+                f"{len(dataset['images'])} images, in which none can be spared in training, where "
+                "each class needs one: name a file in LONG_TAIL.DATA.VAL, or set "
+                "LONG_TAIL.DATA.VAL_SHARE 0 to train without validation"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, is_validation in zip(parts, (False, True)):
@@ -81,7 +88,7 @@ def choose_validation_images(
     ids = sorted((image["id"] for image in dataset["images"]), key=str)
     classes_of: dict[Any, set[Any]] = {id: set() for id in ids}
     for entry in dataset.get("annotations", ()):
-        if not entry.get("iscrowd") and entry.get("image_id") in classes_of:
+        if _is_object_in(entry, classes_of):
             classes_of[entry["image_id"]].add(entry.get("category_id"))
     images_of: dict[Any, list[Any]] = {}
     for id in ids:
@@ -105,6 +112,10 @@ def choose_validation_images(
             for c in present:
                 for_training[c] -= 1
     return chosen
+
+
+def _is_object_in(entry: Mapping[str, Any], images: Container[Any]) -> bool:
+    return not entry.get("iscrowd") and entry.get("image_id") in images
 
 
 def _part(

@@ -88,6 +88,17 @@ def test_files_are_complete_and_reused(tmp_path):
     assert split_annotations(source, tmp_path / "output") != (train, val)
 
 
+@pytest.mark.parametrize("classes", [[[1]], [[1], [5], [9]], [[1], [5], [], [], []]])
+def test_too_few_images(tmp_path, classes):
+    source = tmp_path / "labels.json"
+    source.write_text(json.dumps(dataset(classes)))
+    with pytest.raises(
+        DatasetError, match=f"labels.json: .* {len(classes)} images.*VAL_SHARE 0 to"
+    ):
+        split_annotations(source, tmp_path)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_bad_input(tmp_path):
     source = tmp_path / "labels.json"
     with pytest.raises(DatasetError, match="missing"):

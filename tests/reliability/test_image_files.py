@@ -152,6 +152,28 @@ def test_annotation_without_a_box_is_named(tmp_path):
         train({**RECORD, "file_name": str(path), "annotations": [annotation]})
 
 
+@pytest.mark.parametrize("num_annotations", [0, 2])
+def test_config_is_not_blamed_on_annotations(tmp_path, num_annotations):
+    """What fails for the image alone is no fault of its annotations."""
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(picture()))
+    train = CheckedMapper(DatasetMapper(is_train=True, augmentations=[], image_format="BRG"))
+    annotations = [{"bbox": [1, 1, 5, 5], "bbox_mode": 1, "category_id": 0}] * num_annotations
+    with pytest.raises(DatasetError, match="image 7 .* cannot be mapped.*: check INPUT of the c"):
+        train({**RECORD, "file_name": str(path), "annotations": annotations})
+
+
+def test_annotations_are_not_excused_by_a_mapper_that_needs_them(tmp_path):
+    """Boxes are made from masks here, so that an image without objects fails, too."""
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(picture()))
+    kinds = {"use_instance_mask": True, "instance_mask_format": "bitmask", "recompute_boxes": True}
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="RGB", **kinds)
+    annotation = {"bbox": [1, 1, 5, 5], "bbox_mode": 1, "category_id": 0, "segmentation": "?"}
+    with pytest.raises(DatasetError, match="has an annotation, number 0, .*'[?]', that cannot be"):
+        CheckedMapper(mapper)({**RECORD, "file_name": str(path), "annotations": [annotation]})
+
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TRAIN = """
