@@ -16,7 +16,8 @@ def fill_feature_memory(cfg: CfgNode, model: nn.Module) -> None:
     """
     Fill the memory of LOCEROIHeads, in place; nothing for all other detectors.
 
-    Every process goes over its part of ``DATASETS.TRAIN``.
+    Every process goes over its part of ``DATASETS.TRAIN``, and memories are not exchanged: in 8
+    processes, a class of one image is unknown to 7 of them until it comes up there in training.
 
     Raises:
         ConfigError: the box head is not frozen.

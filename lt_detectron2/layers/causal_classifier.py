@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.base import ExactBuffers
+from ..losses.base import AccumulatingModule
 from ..losses.distributed import all_reduce_sum
 from .cosine_linear import at_least_float32
 
 
-class CausalClassifier(ExactBuffers, nn.Linear):
+class CausalClassifier(AccumulatingModule, nn.Linear):
     """
     Mean of cosine-like classifiers on slices of the features, and the mean feature of the training.
 

@@ -25,15 +25,22 @@ from ..statistics import ClassStatistics
 from .distributed import all_reduce_sum
 
 
-class ExactBuffers(nn.Module):
+class AccumulatingModule(nn.Module):
     """
-    A module whose own buffers keep their precision when its model is cast to a narrower type.
+    A module whose buffers gather what training sees.
 
-    ``model.bfloat16()`` and the like are meant for weights: in a narrow type, sums over a training
-    would stop growing.
+    They keep their precision when its model is cast to a narrower type: ``model.bfloat16()`` and
+    the like are meant for weights, and in a narrow type a long sum would stop growing.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ExactBuffers:
+    @property
+    def is_accumulating(self) -> bool:
+        """Whether a forward pass changes the state: in training, with gradients recorded."""
+        return self.training and torch.is_grad_enabled()
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any
+    ) -> AccumulatingModule:
         exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, *args, **kwargs)
         for name, buffer in exact.items():
@@ -43,7 +50,7 @@ class ExactBuffers(nn.Module):
         return self
 
 
-class ClassificationLoss(ExactBuffers, ABC):
+class ClassificationLoss(AccumulatingModule, ABC):
     """
     Base class of all losses.
 
@@ -152,11 +159,6 @@ class ClassificationLoss(ExactBuffers, ABC):
         with torch.no_grad():
             for name, increment in zip(increments, all_reduce_sum(*increments.values())):
                 self.get_buffer(name).add_(increment)
-
-    @property
-    def is_accumulating(self) -> bool:
-        """Whether a forward pass changes the state: in training, with gradients recorded."""
-        return self.training and torch.is_grad_enabled()
 
     def uniform(self, shape: Sequence[int], rows: Tensor | None = None) -> Tensor:
         """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import ranking_errors
 from ..statistics import ClassStatistics
-from .base import ExactBuffers, check_non_negative, check_statistics, check_targets
+from .base import AccumulatingModule, check_non_negative, check_statistics, check_targets
 from .distributed import all_reduce_sum
 
 
@@ -22,7 +22,7 @@ class RankingLoss(NamedTuple):
     """Scalar without a graph: mean error of the classes, what the official code logs."""
 
 
-class GAPLoss(ExactBuffers):
+class GAPLoss(AccumulatingModule):
     """
     Ranks the score of every positive above those of all negatives, of all classes and images.
 
@@ -59,7 +59,8 @@ class GAPLoss(ExactBuffers):
             training set.
         exclude_foreground: leave the positives of other classes out of the negatives of a class.
         sync_counts: sum the counts over processes; False, as in the official code, keeps each
-            process to its own, and a checkpoint holds those of the first.
+            process to its own. Resumed in as many processes, each goes on from its own; in another
+            number, all do from those of the first.
         ap_style: AP loss, see above; needs ``category_specific`` off.
 
     Raises:
@@ -128,12 +129,6 @@ class GAPLoss(ExactBuffers):
         weight = count.clamp(min=1) ** -self.gamma
         return weight / weight.mean()
 
-    @property
-    def is_accumulating(self) -> bool:
-        """Whether a forward pass counts: in training, with gradients recorded."""
-        counts = self.statistic and self.online
-        return counts and self.training and torch.is_grad_enabled()
-
     def class_state(self) -> dict[str, Tensor]:
         """(K,) quantities that are worth logging, as those of a classification loss."""
         return {"ranking_weight": self.class_weight} if self.statistic else {}
@@ -164,7 +159,7 @@ class GAPLoss(ExactBuffers):
         is_positive = targets < num_classes
         count = torch.zeros(num_classes + 1, dtype=torch.float64, device=targets.device)
         count.scatter_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
-        if self.is_accumulating:
+        if self.statistic and self.online and self.is_accumulating:
             self._accumulate(count)
         # Background regions stay in as placeholders: nobody has to wait for their number.
         label = targets.masked_fill(~is_positive, 0)

@@ -84,7 +84,6 @@ class GroupSoftmaxLoss(ClassificationLoss):
         group_labels = F.pad(group_labels, (0, 0, 0, 1))  # the background is 0 everywhere
         self.register_buffer("class_group", group, persistent=False)  # (K,), 0..G-1
         self.register_buffer("class_columns", first_column[group + 1] + label, persistent=False)
-        self.register_buffer("others_column", first_column[1:], persistent=False)  # (G,)
         self.register_buffer("group_labels", group_labels, persistent=False)  # (K+1, G+1)
         weights = torch.ones(num_classes + 1, num_groups + 1, dtype=torch.float64)
         if in_group_reweighting:

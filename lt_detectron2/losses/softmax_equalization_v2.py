@@ -63,11 +63,6 @@ class SoftmaxEqualizationLossV2(SoftmaxCrossEntropyLoss):
         return {"log_prior": self.offset}
 
     @property
-    def gradient_ratio(self) -> Tensor:
-        """(K,) float64 accumulated positive over negative gradient; 0 before the first step."""
-        return self.positive_gradient / (self.negative_gradient + 1e-10)
-
-    @property
     def offset(self) -> Tensor:
         """(K,) float64 shift a_j of the classes' logits in the next step."""
         gathered = self.get_buffer(f"{self.indicator}_gradient")

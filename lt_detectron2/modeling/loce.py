@@ -55,7 +55,7 @@ class FeatureMemory(nn.Module):
 
     The official code keeps what RoIAlign gives, 4.8 GB on LVIS. In the second stage for which it is
     made the layers behind that are frozen, so here it is their output, which is as good and 0.4 GB.
-    It is saved with the model. Every process has its own.
+    It is saved with the model. Every process has its own, of the images that it has seen.
 
     Args:
         num_classes: K.
@@ -236,13 +236,14 @@ class LOCEROIHeads(LongTailROIHeads):
     @torch.no_grad()
     def fill_memory(self, model: nn.Module, batches: Iterable[list[dict[str, Any]]]) -> None:
         """
-        Go once over a training set, so that no class with an object is unknown.
+        Go once over images, so that no class with an object in them is unknown.
 
         Objects of classes whose memory is full are passed over.
 
         Args:
             model: the detector that these heads are of; in evaluation mode.
-            batches: training images with annotations.
+            batches: training images with annotations; those of this process, of which there may
+                be none of a rare class. It is then not drawn here before it has come up.
 
         Raises:
             ConfigError: what is remembered would change while training.
