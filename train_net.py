@@ -30,7 +30,7 @@ from detectron2.utils.logger import setup_logger
 from lt_detectron2.analysis.provenance import record_start
 from lt_detectron2.analysis.training_figures import log_figures
 from lt_detectron2.data.statistics import read_statistics
-from lt_detectron2.engine.checkpoint import LongTailCheckpointer
+from lt_detectron2.engine.checkpoint import MATCHING, LongTailCheckpointer
 from lt_detectron2.engine.full_disk import explaining_full_disk
 from lt_detectron2.engine.launch import launch
 from lt_detectron2.engine.own_data import log_own_data
@@ -104,13 +104,14 @@ def with_statistics_of_checkpoint(cfg: CfgNode) -> CfgNode:
     """The config, told to take class counts from the checkpoint if that holds any."""
     if cfg.LONG_TAIL.STATISTICS:
         return cfg
+    weights = cfg.MODEL.WEIGHTS.removesuffix(MATCHING)
     try:
-        read_statistics(cfg.MODEL.WEIGHTS)
+        read_statistics(weights)
     except DatasetError:
         return cfg  # a checkpoint of another project; the training set is counted if need be
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.LONG_TAIL.STATISTICS = cfg.MODEL.WEIGHTS
+    cfg.LONG_TAIL.STATISTICS = weights
     cfg.freeze()
     return cfg
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 INSTALL_PAIR = (
     "install the two as a pair, e.g. `python -m pip install --force-reinstall torch==2.11.0 "
@@ -17,9 +22,23 @@ INSTALL_PAIR = (
 
 OLDEST_PYTHON = (3, 10)
 
+SAFE_TORCH = (2, 10)
+"""Before it, files can be made that run programs or corrupt memory in spite of ``weights_only``."""
+
 
 class Broken(RuntimeError):
     """Something needed does not work; the message names the remedy."""
+
+
+@functools.cache
+def warn_of_old_torch(version: str) -> None:
+    """Say once, before a checkpoint is read, that this version of torch cannot do it safely."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < SAFE_TORCH:
+        logger.warning(
+            "torch %s reads weights with known security holes (CVE-2026-24747, before 2.6 also "
+            "CVE-2025-32434): load only checkpoints of people you trust, or update torch to 2.10",
+            version,
+        )
 
 
 def check_torch() -> str:

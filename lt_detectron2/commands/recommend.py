@@ -87,12 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(config_file: Path) -> list[str]:
     """What a training with this config will set by itself, and why."""
+    from ..data.statistics import classifier_node
     from ..engine.setup import keys_set, load_config
 
     # Nothing is split off yet: that is the training's to do.
     cfg = load_config(str(config_file), ["LONG_TAIL.DATA.VAL_SHARE", "0.0"])
     data, solver, test = cfg.LONG_TAIL.DATA, cfg.SOLVER, cfg.TEST
-    threshold = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+    node = classifier_node(cfg)
+    threshold = f"MODEL.{node}.SCORE_THRESH_TEST"
     kept = keys_set(str(config_file), ())
 
     def because(key: str, reason: str) -> str:
@@ -109,7 +111,7 @@ def _chosen(config_file: Path) -> list[str]:
     )
     return [
         f"SOLVER.MAX_ITER {solver.MAX_ITER}, in batches of {solver.IMS_PER_BATCH}: {schedule}",
-        f"{threshold} {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:g}: {scores}",
+        f"{threshold} {cfg.MODEL[node].SCORE_THRESH_TEST:g}: {scores}",
         f"TEST.DETECTIONS_PER_IMAGE {test.DETECTIONS_PER_IMAGE}: {detections}",
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -161,9 +159,13 @@ def training_records(cfg: CfgNode) -> Records:
 
 def _with_visible_objects(records: list[dict[str, Any]], filter_empty: bool) -> Records:
     visible = list(map(without_invisible, records))
-    if filter_empty and any(map(operator.is_not, visible, records)):
-        visible = filter_images_with_only_crowd_annotations(visible)
-    return visible
+    if not filter_empty:
+        return visible
+    return [
+        record
+        for record, whole in zip(visible, records)
+        if record is whole or any(not a.get("iscrowd", 0) for a in record["annotations"])
+    ]
 
 
 def _image_classes(cfg: CfgNode, records: Records) -> ImageClasses:

@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from ..environment import warn_of_old_torch
 from ..errors import ConfigError, DatasetError, reason
 from ..files import replacing
 from ..statistics import GROUP_NAMES, ClassStatistics
@@ -197,6 +198,7 @@ def _json_statistics(path: str) -> Any:
 def _checkpoint_statistics(path: str, time_of_change: int) -> dict[str, Any] | None:
     if not path.endswith((".pth", ".pt")):  # zoo files are pickles, and hold no statistics of ours
         return None
+    warn_of_old_torch(torch.__version__)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives fail in many ways, and full pickles are refused

@@ -180,6 +180,14 @@ def _training_sets(cfg: CfgNode) -> list[list[str]]:
     return sets
 
 
+def _same_sets(saved: list[list[str]], now: list[list[str]]) -> bool:
+    """Whether nothing tells them apart; where annotations are not to be had, the name decides."""
+    return len(saved) == len(now) and all(
+        old_name == name and (not old_hash or not file_hash or old_hash == file_hash)
+        for (old_name, old_hash), (name, file_hash) in zip(saved, now)
+    )
+
+
 def _read(path: str, key: str, sets: list[list[str]]) -> Means | None:
     if not os.path.isfile(path):
         return None
@@ -190,7 +198,7 @@ def _read(path: str, key: str, sets: list[list[str]]) -> Means | None:
         logger.warning("%s cannot be read (%s): gathering anew", path, reason(error))
         return None
     # A detector that is used elsewhere names no training set, and takes what its training has left.
-    if kept[0] != key or (sets and kept[1] != sets):
+    if kept[0] != key or (sets and not _same_sets(kept[1], sets)):
         logger.info(
             "Class means in %s are of other weights, settings or images: gathering anew", path
         )

@@ -178,7 +178,7 @@ def _choices(
     iterations = max(own.min_iterations, math.ceil(own.epochs * images / cfg.SOLVER.IMS_PER_BATCH))
     if "SOLVER.MAX_ITER" in already_set:
         iterations = cfg.SOLVER.MAX_ITER
-    period = math.ceil(iterations / NUM_EVALUATIONS)
+    period = max(1, math.ceil(iterations / NUM_EVALUATIONS))
     crowded = 100 * math.ceil(2 * summary.most_objects / 100)
     return {
         "SOLVER.MAX_ITER": iterations,

@@ -8,8 +8,6 @@ makes arrays, numbers and texts only. LONG_TAIL.ALLOW_PICKLE switches to full pi
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import pickle
 import re
@@ -19,12 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ..environment import warn_of_old_torch
 from ..errors import CheckpointError, reason
-
-logger = logging.getLogger(__name__)
-
-SAFE_TORCH = (2, 10)
-"""Before it, files can be made that run programs or corrupt memory in spite of ``weights_only``."""
 
 PLAIN = re.compile(r"[<>=|]?[biufcSU]\d*")
 """Codes of dtypes whose elements are numbers or texts, not Python objects."""
@@ -52,7 +46,7 @@ def load_checkpoint_file(path: str, *, allow_pickle: bool = False) -> dict[str, 
                 content = _unpickle(file, allow_pickle)
         else:
             if not allow_pickle:
-                _warn_of_old_torch(torch.__version__)
+                warn_of_old_torch(torch.__version__)
             content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         refused = reason(error) if allow_pickle else _refused(error)
@@ -70,16 +64,6 @@ def load_checkpoint_file(path: str, *, allow_pickle: bool = False) -> dict[str, 
             "model.state_dict()"
         )
     return content
-
-
-@functools.cache
-def _warn_of_old_torch(version: str) -> None:
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < SAFE_TORCH:
-        logger.warning(
-            "torch %s reads weights with known security holes (CVE-2026-24747, before 2.6 also "
-            "CVE-2025-32434): load only checkpoints of people you trust, or update torch to 2.10",
-            version,
-        )
 
 
 class _ArrayUnpickler(pickle.Unpickler):

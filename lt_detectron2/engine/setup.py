@@ -220,7 +220,7 @@ def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_composition(cfg)
     check_writers(cfg.LONG_TAIL.WRITERS)
-    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1 and not args.eval_only:
         raise ConfigError(
             f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}, expected 1 or more "
             "iterations: as many as SOLVER.MAX_ITER save at the end only"
@@ -276,7 +276,8 @@ def keeping_config_of_training(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        aside.replace(config)
+        with contextlib.suppress(FileNotFoundError):  # a training has begun, with its own config
+            aside.replace(config)
 
 
 def forget_earlier_training(folder: str) -> None:

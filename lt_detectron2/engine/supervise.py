@@ -97,9 +97,11 @@ def _raise_what_happened(
         rank = (killed or aborted)[0]
         raise UserError(_obituary(rank, len(codes), codes[rank]))
     stops = [code - 128 for code in codes if code in STATUSES]
-    if raised and not stops:
-        rank = min(raised)[1]
-        raise _error_of(context, rank)
+    errors = [_error_of(context, rank) for _, rank in sorted(raised)]
+    if stops:  # what they say of their own is no consequence, as a checkpoint without room
+        errors = [error for error in errors if isinstance(error, UserError)]
+    if errors:
+        raise errors[0]
     if received or stops:
         raise StopRequested((*received, *stops)[0])
 

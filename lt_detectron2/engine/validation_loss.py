@@ -54,7 +54,15 @@ class ValidationLoss(HookBase):
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
-        _annotated_records(cfg)  # refused now, not at the first measurement
+        problem = None
+        if comm.is_main_process():  # refused now, not at the first measurement
+            try:
+                _annotated_records(cfg)
+            except Exception as error:  # whatever it is, the other processes must not wait for it
+                problem = error
+        problem = comm.all_gather(problem)[0]
+        if problem is not None:
+            raise problem
         self._cfg = cfg
         self._model = model
         self._period = cfg.LONG_TAIL.VALIDATION_LOSS_PERIOD

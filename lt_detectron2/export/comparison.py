@@ -69,7 +69,7 @@ def compare(
     if not any(image.detections for image in differences):
         raise ExportError(
             "the detector finds nothing on the images to compare, which shows nothing: give images "
-            "with objects (--images), or a lower MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+            "with objects (--images), or a lower SCORE_THRESH_TEST"
         )
     failed = [image for image in differences if not image.relative <= tolerance]  # nan, too
     if failed:

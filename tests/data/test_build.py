@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 
 from lt_detectron2.data import build
 from lt_detectron2.data.build import (
@@ -90,6 +90,21 @@ def test_loader_goes_on_where_it_stopped(records, name, monkeypatch):
     resumed = build_train_loader(config(name, "SEED", "-1"))
     resumed.load_state_dict(stopped.state_dict())
     assert first + images(resumed, 18) == images(build_train_loader(config(name, "SEED", "11")), 30)
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_boxes_outside_leave_an_image(filter_empty):
+    """What has no box left goes, if asked to; what never had annotations is not looked at."""
+    box = {"category_id": 0, "bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS}
+    outside = {**box, "bbox": [20, 0, 25, 5]}
+    image = {"width": 10, "height": 10}
+    records = [
+        {**image},
+        *({**image, "annotations": boxes} for boxes in ([outside], [box, outside], [box], [])),
+    ]
+    kept = build._with_visible_objects(records, filter_empty)
+    emptied = [] if filter_empty else [{**image, "annotations": []}]
+    assert kept == [records[0], *emptied, records[3], records[3], records[4]]
 
 
 def test_images_of_episodes_know_their_class(records):

@@ -3,12 +3,15 @@
 import errno
 import logging
 import os
+import pickle
 import re
 import resource
 import signal
 import socket
 import time
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from detectron2.engine import default_argument_parser
@@ -18,6 +21,7 @@ import train_net
 from lt_detectron2.engine.checkpoint import LAST_FILE
 from lt_detectron2.engine.full_disk import explaining_full_disk, naming
 from lt_detectron2.engine.stop import StopRequested
+from lt_detectron2.engine.supervise import _raise_what_happened
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import CheckpointError, UserError
 from lt_detectron2.files import replacing
@@ -92,6 +96,27 @@ def test_stop_while_others_wait(tmp_path, data, monkeypatch, all_are_asked):
         launch_pair(monkeypatch, train_with_a_long_evaluation, tmp_path, data, asked)
     assert stopped.value.code == 143 and time.monotonic() - begin < TIMEOUT
     assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000003.pth"]
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (CheckpointError("the disk is full"), CheckpointError),
+        (RuntimeError("Connection closed by peer"), StopRequested),
+    ],
+)
+def test_what_a_stop_brings_about_is_no_error(tmp_path, error, expected):
+    """Of a job that stops, only an error that explains itself is shown, not a lost connection."""
+    try:
+        raise error
+    except Exception:
+        file = tmp_path / "error"
+        file.write_bytes(pickle.dumps(traceback.format_exc()))
+    files = [str(file), str(tmp_path / "none")]
+    context = SimpleNamespace(error_files=files, processes=[SimpleNamespace(pid=1)] * 2)
+    with pytest.raises((UserError, StopRequested)) as raised:
+        _raise_what_happened(context, [1, 143], [signal.SIGTERM])
+    assert isinstance(raised.value, StopRequested) == (expected is StopRequested)
 
 
 def test_no_evaluation_after_an_error(tmp_path, data, monkeypatch):

@@ -53,6 +53,11 @@ def test_what_nobody_set_is_chosen(data, tmp_path):
     assert longer.SOLVER.MAX_ITER == 60 * 180 // 2
 
 
+def test_no_training_at_all(data, tmp_path):
+    """As for saving, or evaluating, what a training would start from."""
+    check(load(data, tmp_path, "SOLVER.MAX_ITER", 0))
+
+
 def test_no_images_in_a_step(data, tmp_path):
     with pytest.raises(ConfigError, match="SOLVER.IMS_PER_BATCH is 0, expected the number"):
         load(data, tmp_path, "SOLVER.IMS_PER_BATCH", 0)

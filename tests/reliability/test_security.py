@@ -18,8 +18,9 @@ from lt_detectron2.data import statistics as data_statistics
 from lt_detectron2.data.datasets import annotation_json, register_dataset
 from lt_detectron2.data.statistics import dataset_statistics, read_statistics
 from lt_detectron2.engine.checkpoint import LongTailCheckpointer
-from lt_detectron2.engine.safe_loading import _warn_of_old_torch, load_checkpoint_file
+from lt_detectron2.engine.safe_loading import load_checkpoint_file
 from lt_detectron2.engine.setup import check_config, load_config
+from lt_detectron2.environment import warn_of_old_torch
 from lt_detectron2.errors import CheckpointError, ConfigError, DatasetError, UserError
 from lt_detectron2.evaluation import Detections
 from lt_detectron2.evaluation.__main__ import main as evaluate_files
@@ -134,7 +135,7 @@ def test_no_memory_from_a_file(tmp_path, content, message):
 @pytest.mark.parametrize("version, holes", [("2.4.1+cu121", 2), ("2.10.0", 0), ("2.9.1", 2)])
 def test_old_torch_is_named(version, holes, caplog):
     """Of a torch whose safe loading is known not to be safe, a warning says so."""
-    _warn_of_old_torch.__wrapped__(version)
+    warn_of_old_torch.__wrapped__(version)
     assert caplog.text.count("CVE") == holes
 
 
