@@ -95,6 +95,11 @@ def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -
     cures, changes = [], []
     logger.info("Looking for the key of the config that does not fit")
     changed = [key for key in _changed_keys(cfg, defaults) if not key.startswith(OF_THE_PLACE)]
+    # What there is not is quoted; its default may be nothing that there is either.
+    choices = filter(_is_choice, changed)
+    quoted = [key for key in choices if repr(str(_value(cfg, key))) in str(error)]
+    if quoted:
+        return islice(quoted, NAMED)
     for key in sorted(changed, key=_is_choice):
         asked_enough = cures or not isinstance(error, SAYING)  # as a bug in what is chosen
         if (_is_choice(key) and asked_enough) or len(cures) == NAMED:

@@ -8,11 +8,13 @@ import numpy as np
 import pycocotools.mask
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.lvis import load_lvis_json
+from detectron2.data.detection_utils import transform_instance_annotations
 
 from lt_detectron2.data import statistics as data_statistics
-from lt_detectron2.data.datasets import annotation_json, register_dataset
+from lt_detectron2.data.datasets import annotation_json, custom, register_dataset
 from lt_detectron2.data.datasets.annotation_json import load_lvis_records
 from lt_detectron2.data.datasets.custom import register_annotations
 from lt_detectron2.data.statistics import dataset_statistics
@@ -77,6 +79,36 @@ def register(tmp_path):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     data_statistics._known.clear()
+
+
+@pytest.mark.parametrize("of_lvis", [True, False])
+def test_boxes_of_whole_numbers_are_resized_as_others(tmp_path, of_lvis):
+    """Detectron2 rounds what it resizes down where all numbers of a box or polygon are whole."""
+    entry = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [1, 3, 4, 1],
+        "iscrowd": 0,
+        "area": 4,
+    }
+    polygon = [1, 3, 5, 3, 5, 4, 1, 4]
+    image = {"id": 1, "file_name": "a.png", "height": 20, "width": 20}
+    if of_lvis:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    dataset = {
+        "images": [image],
+        "annotations": [{**entry, "segmentation": [polygon]}],
+        "categories": [{"id": 1, "name": "a", "frequency": "r"}],
+    }
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(dataset))
+    (record,) = custom.load_dataset("whole_numbers", str(path), str(tmp_path))
+    half = T.TransformList([T.ResizeTransform(20, 20, 10, 10)])
+    (annotation,) = record["annotations"]
+    resized = transform_instance_annotations(annotation, half, (10, 10))
+    assert resized["bbox"].tolist() == [0.5, 1.5, 2.5, 2]
+    assert resized["segmentation"][0].tolist() == [0.5, 1.5, 2.5, 1.5, 2.5, 2, 0.5, 2]
 
 
 def test_relative_paths_mean_the_working_folder_of_the_registration(tmp_path, monkeypatch):

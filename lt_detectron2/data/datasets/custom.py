@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def load_dataset(name: str, json_file: str, image_root: str) -> list[dict[str, A
     """
     summary = summarize_annotation_json(json_file)
     if summary.format == "lvis":
-        return load_lvis_records(json_file, image_root)
-    report_left_out(json_file, summary.without_polygon, "have no polygon of 3 points")
-    return load_coco_json(json_file, image_root, name)
+        records = load_lvis_records(json_file, image_root)
+    else:
+        report_left_out(json_file, summary.without_polygon, "have no polygon of 3 points")
+        records = load_coco_json(json_file, image_root, name)
+    _make_coordinates_floats(records)
+    return records
+
+
+def _make_coordinates_floats(records: Sequence[dict[str, Any]]) -> None:
+    """
+    See to it that boxes and polygons become arrays of floats.
+
+    Detectron2 resizes arrays of ints in place, and so cuts off what is behind the point: of a box
+    of 3 pixels in half the size, a third. One float among the numbers makes an array of floats.
+    """
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            polygons = annotation.get("segmentation")
+            lists = polygons if isinstance(polygons, list) else []
+            for numbers in (annotation.get("bbox"), *lists):
+                if isinstance(numbers, list) and numbers and isinstance(numbers[0], int):
+                    numbers[0] = float(numbers[0])
