@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,11 +96,9 @@ def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -
     cures, changes = [], []
     logger.info("Looking for the key of the config that does not fit")
     changed = [key for key in _changed_keys(cfg, defaults) if not key.startswith(OF_THE_PLACE)]
-    # What there is not is quoted; its default may be nothing that there is either.
-    choices = filter(_is_choice, changed)
-    quoted = [key for key in choices if repr(str(_value(cfg, key))) in str(error)]
-    if quoted:
-        return islice(quoted, NAMED)
+    missing = [key for key in _keys(cfg) if _is_choice(key) and _is_missing(cfg, key, error)]
+    if missing:  # its default may be nothing that there is either
+        return islice(missing, NAMED)
     for key in sorted(changed, key=_is_choice):
         asked_enough = cures or not isinstance(error, SAYING)  # as a bug in what is chosen
         if (_is_choice(key) and asked_enough) or len(cures) == NAMED:
@@ -125,6 +124,20 @@ def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -
 def _is_choice(key: str) -> bool:
     """Without the component that it names any of its own keys would do; so it is asked last."""
     return key.endswith(("NAME", "META_ARCHITECTURE"))
+
+
+def _is_missing(cfg: CfgNode, key: str, error: Exception) -> bool:
+    """Whether the error is a registry's, which quotes what it lacks and its own name."""
+    *_, node, _ = ["", *key.split(".")]
+    return {repr(str(_value(cfg, key))), repr(node)} <= set(re.findall(r"'[^']*'", str(error)))
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
 
 
 def _changed_keys(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> Iterator[str]:

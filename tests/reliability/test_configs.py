@@ -180,6 +180,7 @@ def test_damaged_config_of_a_model(tmp_path, counts, number):
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0.0", "CLIP_GRADIENTS.CLIP_VALUE 0.0 .*must be > 0"),
         ("MODEL.BACKBONE.NAME resnet", "model .* with MODEL.BACKBONE.NAME 'resnet' .*No object"),
         ("MODEL.ROI_BOX_HEAD.NAME None", "with MODEL.ROI_BOX_HEAD.NAME None .*No object"),
+        ("MODEL.ROI_BOX_HEAD.NAME ''", "with MODEL.ROI_BOX_HEAD.NAME '' .*No object"),
         ("MODEL.RPN.IN_FEATURES ('p2',)", r"with MODEL.RPN.IN_FEATURES \['p2'\] .KeyError 'p2'"),
         ("MODEL.PIXEL_MEAN [1.0,2.0]", r"with MODEL.PIXEL_MEAN \[1.0, 2.0\]"),
         (
