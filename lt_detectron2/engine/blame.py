@@ -19,6 +19,7 @@ from torch import nn
 from ..config import add_long_tail_config
 from ..data.annotation_schema import shown
 from ..errors import ConfigError, UserError, reason
+from .setup import all_keys
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _to_blame(build: Callable[[CfgNode], Any], cfg: CfgNode, error: Exception) -
     cures, changes = [], []
     logger.info("Looking for the key of the config that does not fit")
     changed = [key for key in _changed_keys(cfg, defaults) if not key.startswith(OF_THE_PLACE)]
-    missing = [key for key in _keys(cfg) if _is_choice(key) and _is_missing(cfg, key, error)]
+    missing = [key for key in all_keys(cfg) if _is_choice(key) and _is_missing(cfg, key, error)]
     if missing:  # its default may be nothing that there is either
         return islice(missing, NAMED)
     for key in sorted(changed, key=_is_choice):
@@ -130,14 +131,6 @@ def _is_missing(cfg: CfgNode, key: str, error: Exception) -> bool:
     """Whether the error is a registry's, which quotes what it lacks and its own name."""
     *_, node, _ = ["", *key.split(".")]
     return {repr(str(_value(cfg, key))), repr(node)} <= set(re.findall(r"'[^']*'", str(error)))
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def _changed_keys(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> Iterator[str]:

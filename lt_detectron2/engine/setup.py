@@ -107,7 +107,7 @@ def _merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         with _explaining(cfg):
             cfg.merge_from_list(list(overrides))
     except (TypeError, AttributeError, IndexError) as error:  # a value is taken for a group
-        known = set(_all_keys(cfg))
+        known = set(all_keys(cfg))
         key = next((key for key in overrides[::2] if key not in known), overrides[0])
         raise ConfigError(
             f"config key {key!r} does not exist, and part of it is no group of keys: compare it "
@@ -202,7 +202,7 @@ def _one_line(error: yaml.YAMLError) -> str:
 def keys_set(config_file: str, overrides: Sequence[str]) -> set[str]:
     """The keys that a file, its bases or the overrides set."""
     node = CfgNode.load_yaml_with_base(config_file) if config_file else {}
-    return {*_all_keys(CfgNode(node)), *overrides[::2]}
+    return {*all_keys(CfgNode(node)), *overrides[::2]}
 
 
 def check_config(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -323,14 +323,15 @@ def _explain_key_error(cfg: CfgNode, error: Exception) -> str:
     if not match:
         return f"{reason(error)}: write keys like those in configs/"
     key = match.group(1).rstrip(".")
-    close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
+    close = difflib.get_close_matches(key, list(all_keys(cfg)), n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "compare it with configs/"
     return f"config key {key!r} does not exist; {hint}"
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+def all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Keys of a config that are no groups, as KEY.OF.GROUP."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            yield from _all_keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
