@@ -85,6 +85,7 @@ CELLS = {
     ),
     "oldest-everything": Cell("3.10", rest="lowest"),
     "torch-2.4": Cell(packages=("torch==2.4.1", "torchvision==0.19.1")),
+    "newest-torch": Cell(packages=("torch", "torchvision")),  # what `pip install torch` gives
     **{f"python-{version}": Cell(version) for version in ("3.10", "3.11", "3.12", "3.13")},
     "detectron2-main": Cell(extras=("timm",), detectron2_main=True),  # of its Swin Transformer
 }
