@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -105,7 +106,8 @@ def place_label(
 ) -> np.ndarray:
     """Where a label hides least of those before it: x, y, width, height in pixels."""
     x, y, box_width, box_height = box
-    width, height = font_pixels * (0.55 * len(text) + 0.5), font_pixels * 1.5
+    letters = sum(1.8 if east_asian_width(letter) in "WF" else 1 for letter in text)
+    width, height = font_pixels * (0.55 * letters + 0.5), font_pixels * 1.5
     corners = [
         (left, top)
         for top in (y - height, y + box_height, y)

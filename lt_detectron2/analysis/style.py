@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluation.report import csv_text
+from . import fonts
 
 GROUP_COLOURS = {"rare": "#d55e00", "common": "#0072b2", "frequent": "#009e73"}
 BASELINE_COLOUR = "#8c8c8c"
@@ -64,6 +65,7 @@ def mark_groups(axes: Axes, groups: Sequence[str]) -> None:
 
 def verbatim(text: str) -> str:
     """What shows as this text: matplotlib takes what is between two dollars for a formula."""
+    fonts.provide(text)
     return text.replace("$", r"\$")
 
 
