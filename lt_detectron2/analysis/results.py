@@ -57,8 +57,6 @@ def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryRe
             f"expected the results of an evaluation at {path}, found no such file: give the output "
             "folder of a run that train_net.py has evaluated"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     return {
         int(row["category_id"]): CategoryResult(
             row["name"],
@@ -66,8 +64,14 @@ def read_categories(run: str | Path, task: str = "bbox") -> dict[int, CategoryRe
             int(_known(row["train_images"], -1)),
             float(_known(row.get(f"{task}_AP", ABSENT), np.nan)),
         )
-        for row in rows
+        for row in read_rows(path)
     }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_detections(run: str | Path) -> Detections:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ...errors import UserError
 from ...evaluation.evaluation_files import PER_CATEGORY_FILE, RESULTS_FILE
 from ...statistics import ClassStatistics
 from ..provenance import read_starts
+from ..results import read_rows
 from .curves import read_metrics
 
 CONFIG_FILE = "config.yaml"
@@ -47,10 +47,7 @@ class Evaluation:
     def rows(self) -> list[dict[str, str]]:
         """Lines of per_category.csv; none if the file is gone."""
         path = self.folder / PER_CATEGORY_FILE
-        if not path.is_file():
-            return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return read_rows(path) if path.is_file() else []
 
     @property
     def metric_columns(self) -> list[str]:

@@ -11,14 +11,19 @@ from ...errors import UserError
 from ...evaluation.report import format_count
 from ...statistics import GROUP_NAMES, ClassStatistics
 from .. import class_histogram, class_summary, confusion
-from ..results import CategoryResult, read_categories, read_detections, read_ground_truth
+from ..results import (
+    GROUP_LETTERS,
+    CategoryResult,
+    read_categories,
+    read_detections,
+    read_ground_truth,
+)
 from ..style import save
 from . import curves
 from .document import Block, Code, Figure, Folded, Gallery, Number, Numbers, Remark, Table, Text
 from .examples import draw_examples
 from .run_folder import CONFIG_FILE, Evaluation, RunFolder, flattened
 
-GROUP_OF_LETTER = {name[0]: name for name in GROUP_NAMES}
 NUM_EXAMPLES = 4
 NUM_CONFUSIONS = 15
 FIGURES = "report"
@@ -32,8 +37,8 @@ def lead(run: RunFolder) -> list[Block]:
         partitions = evaluation.content.get("groups", [])
         sizes = partitions[0]["categories_with_annotations"] if partitions else {}
         for task, results in evaluation.results.items():
-            names = ["AP", *(f"AP{letter}" for letter in GROUP_OF_LETTER)]
-            names = [name for name in names if name in results] or list(results)[:4]
+            names = ["AP", *(f"AP{letter}" for letter in GROUP_LETTERS)]
+            names = [name for name in names if name in results] or list(results)[:6]
             of = f"{evaluation.dataset}, " if len(run.evaluations) > 1 else ""
             blocks.append(Numbers([_number(of + task, n, results[n], sizes) for n in names]))
     return blocks or [Remark("The run has not been evaluated: there is no AP yet.")]
@@ -41,7 +46,7 @@ def lead(run: RunFolder) -> list[Block]:
 
 def _number(task: str, name: str, value: float | None, sizes: Mapping[str, int]) -> Number:
     letter = name.removeprefix("AP")
-    group = GROUP_OF_LETTER.get(letter, "")
+    group = GROUP_LETTERS.get(letter, "")
     note = f"{sizes[letter]} classes" if letter in sizes else ""
     return Number(f"{task} {name}" + (f", {group}" if group else ""), _percent(value), note, group)
 
@@ -359,12 +364,12 @@ def _titled(category: CategoryResult) -> str:
 
 
 def _group(row: Mapping[str, str]) -> str:
-    return GROUP_OF_LETTER.get(row.get("group", ""), "")
+    return GROUP_LETTERS.get(row.get("group", ""), "")
 
 
 def _group_cell(row: Mapping[str, str]) -> str:
     label = row.get("group", "n/a")
-    return f"[{label}]" if label in GROUP_OF_LETTER else label
+    return f"[{label}]" if label in GROUP_LETTERS else label
 
 
 def _count(text: str) -> int:
