@@ -71,6 +71,12 @@ def export(
     pixels = [image.to(detector.cfg.MODEL.DEVICE) for image in pixels]
     original = TraceableDetector(detector.model)
     path = output / FILES[file_format]
+    if file_format != "plain" and detector.cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        raise ExportError(
+            "a trace of Detectron2's RetinaNet keeps the number of boxes of one image; "
+            "LongTailRetinaNet is the same detector without that: add --set "
+            "MODEL.META_ARCHITECTURE LongTailRetinaNet, with the same weights"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
         if file_format == "plain":

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from .box_losses import DETECTRON2_BOX_LOSSES, BoxLoss
 from .components import box_loss_factory, build_harmonic_coupling
 from .composition import check_composition
 from .coupling import coupled_sums
+from .postprocess import CANDIDATES_PER_DETECTION
+from .traced_postprocess import traced_survivors
 
 
 @META_ARCH_REGISTRY.register()
@@ -88,3 +90,64 @@ class LongTailRetinaNet(RetinaNet):
                 self.harmonic, class_losses, foreground, box_losses, scores
             )
         return {"loss_cls": class_sum / normalizer, "loss_box_reg": box_sum / normalizer}
+
+    # ---- what a trace would record of one image only
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        if not torch.jit.is_tracing():
+            return super()._decode_per_level_predictions(
+                anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
+            )
+        # Python's min() of this number and that of the candidates would be a number of the trace.
+        chosen = pred_scores > score_thresh
+        scores, order = pred_scores[chosen].sort(descending=True)
+        rows, classes = chosen.nonzero()[order[:topk_candidates]].unbind(dim=1)
+        boxes = self.box2box_transform.apply_deltas(pred_deltas[rows], anchors.tensor[rows])
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes),
+            scores=scores[:topk_candidates],
+            pred_classes=classes,
+        )
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """See Detectron2's method of this name, whose arguments these are."""
+        if not torch.jit.is_tracing():
+            return super().inference_single_image(anchors, box_cls, box_delta, image_size)
+        found = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
+        )
+        boxes, limit = found.pred_boxes.tensor, self.max_detections_per_image
+        # These boxes reach beyond their image: they are kept apart by the frame around all.
+        coordinates = torch.cat([boxes.flatten(), boxes.new_zeros(1)])
+        low, high = coordinates.amin(), coordinates.amax()
+        keep = traced_survivors(
+            boxes - low,
+            found.scores,
+            found.pred_classes,
+            (high - low, high - low),
+            self.num_classes,
+            self.test_nms_thresh,
+            limit,
+            CANDIDATES_PER_DETECTION * limit,
+        )
+        return found[keep]

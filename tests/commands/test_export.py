@@ -15,14 +15,18 @@ from lt_detectron2.engine.checkpoint import StatisticsRecord
 from lt_detectron2.engine.detector import Detector
 from lt_detectron2.export.write import FILES, example_images, export
 from lt_detectron2.statistics import ClassStatistics
-from tests.export.detectors import config_and_detector
+from tests.export.detectors import config_and_detector, retinanet, retinanet_config
 from tests.modeling.detectors import STATISTICS
 
 NAMES = tuple(f"class_{c}" for c in range(STATISTICS.num_classes))
 
 
 def save(folder, loss):
-    cfg, model = config_and_detector(folder, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01", loss=loss)
+    few = "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"
+    return write(folder, *config_and_detector(folder, *few, loss=loss))
+
+
+def write(folder, cfg, model):
     (folder / "config.yaml").write_text(cfg.dump())
     counts = STATISTICS.instance_count, STATISTICS.image_count, STATISTICS.num_images
     record = StatisticsRecord(ClassStatistics(*counts, NAMES))
@@ -151,3 +155,16 @@ def test_images_without_anything(run, softmax):
     threshold = ["--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"]
     status, _, printed = run(softmax, "--format", "plain", *threshold)
     assert status == 1 and "finds nothing" in printed
+
+
+def test_retinanet_of_detectron2(run, tmp_path):
+    """Its trace would be wrong; ours has its weights and finds the same."""
+    weights = write(tmp_path, retinanet_config(tmp_path, "RetinaNet"), retinanet(tmp_path))
+    status, output, printed = run(weights)
+    assert status == 1 and "--set MODEL.META_ARCHITECTURE LongTailRetinaNet" in printed
+    assert not output.exists()
+    status, output, printed = run(weights, "--format", "plain")
+    assert status == 0, printed
+    arguments = ["--set", "MODEL.META_ARCHITECTURE", "LongTailRetinaNet"]
+    status, output, printed = run(weights, *arguments)
+    assert status == 0 and (output / "model.ts").is_file(), printed

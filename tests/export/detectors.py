@@ -26,5 +26,24 @@ def traceable(folder, *overrides, **choices):
     return TraceableDetector(config_and_detector(folder, *overrides, **choices)[1])
 
 
+def retinanet_config(folder, architecture, *overrides):
+    settings = ["MODEL.META_ARCHITECTURE", architecture, "MODEL.MASK_ON", "False"]
+    settings += ["MODEL.RETINANET.NUM_CLASSES", "7", "MODEL.RETINANET.NUM_CONVS", "1"]
+    settings += ["MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"]
+    return small_config(
+        folder, "LongTailROIHeads", "SoftmaxCrossEntropyLoss", *settings, *overrides
+    )
+
+
+def retinanet(folder, *overrides):
+    """With about 60,000 candidates in an image, whose scores differ."""
+    model = small_detector(retinanet_config(folder, "LongTailRetinaNet", *overrides)).eval()
+    with torch.no_grad():
+        model.head.cls_score.weight.normal_(std=0.1)
+        model.head.cls_score.bias.uniform_(-1, 1)
+        model.head.bbox_pred.weight.normal_(std=0.05)
+    return model
+
+
 def images():
     return [torch.from_numpy(image).permute(2, 0, 1).float() for image in example_images()]

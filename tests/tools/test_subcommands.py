@@ -26,4 +26,5 @@ def test_from_anywhere_with_the_status_of_the_command(tmp_path):
     command = [sys.executable, str(script), "nothing.json", "made.json"]
     done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and "nothing.json" in done.stderr
+    said = done.stderr.splitlines()[-1]  # libraries may warn of what torch deprecates
+    assert said.startswith("error: ") and "nothing.json" in said
