@@ -30,10 +30,19 @@ from .steps import PRECISIONS
 
 FOLDER = "non_finite"
 LISTED = 10
+PROPOSALS = "proposals"
+"""Named like a loss term: Detectron2 raises before there is any loss."""
+
+REFUSALS = "Predicted boxes or scores contain Inf/NaN", "Box tensor contains infinite or NaN"
+"""What the RPN says, and the second stage of a cascade of the boxes of the first."""
+
+DIVERGED = (
+    "the training has diverged; lower SOLVER.BASE_LR, lengthen the warm-up or clip gradients."
+)
 
 
 class NonFiniteValues(Exception):
-    """What :func:`check_losses` raises: the values of the loss terms, by name."""
+    """A step that must not be taken: the values of its loss terms, by name."""
 
     def __init__(self, terms: dict[str, float]):
         super().__init__(terms)
@@ -53,6 +62,17 @@ def check_losses(step: SimpleTrainer) -> None:
         write_metrics(values, *args, **kwargs)
 
     step._write_metrics = checked
+
+
+@contextlib.contextmanager
+def proposals_as_values() -> Iterator[None]:
+    """Inside, proposals that Detectron2 cannot go on with raise NonFiniteValues, as losses do."""
+    try:
+        yield
+    except (FloatingPointError, AssertionError) as error:
+        if not str(error).startswith(REFUSALS):
+            raise
+        raise NonFiniteValues({PROPOSALS: math.nan}) from error
 
 
 class LastStep:
@@ -135,7 +155,7 @@ def explain_non_finite(
     rank = f"_rank{comm.get_rank()}" if comm.get_world_size() > 1 else ""
     path = os.path.join(cfg.OUTPUT_DIR, FOLDER, f"iteration_{iteration:07d}{rank}.pth")
     return NonFiniteLossError(
-        f"{_what(terms)} at iteration {iteration}; {_where(images)}. {_remedy(broken)} "
+        f"{_what(terms)} at iteration {iteration}; {_where(images)}. {_remedy(broken, is_cause)} "
         + _save(content, path)
     )
 
@@ -166,7 +186,11 @@ def run_step(
         _random_numbers(random),
         torch.autocast(_device(model).type, dtype=precision, enabled=precision is not None),
     ):
-        return {name: float(value) for name, value in model(batch).items()}
+        try:
+            with proposals_as_values():
+                return {name: float(value) for name, value in model(batch).items()}
+        except NonFiniteValues as found:
+            return found.terms
 
 
 def precision_of(cfg: CfgNode) -> torch.dtype | None:
@@ -236,12 +260,13 @@ def _where(images: Sequence[Mapping[str, Any]]) -> str:
     return f"{told} image {'; image '.join(listed + more)}"
 
 
-def _remedy(broken: Sequence[str]) -> str:
+def _remedy(broken: Sequence[str], is_cause: Sequence[bool]) -> str:
     if broken:
         return (
-            f"{len(broken)} parameters or buffers were not finite before ({broken[0]}): the "
-            "training has diverged; lower SOLVER.BASE_LR, lengthen the warm-up or clip gradients."
+            f"{len(broken)} parameters or buffers were not finite before ({broken[0]}): {DIVERGED}"
         )
+    if len(is_cause) > 1 and all(is_cause):
+        return f"The weights are finite, and every image gives it: perhaps {DIVERGED}"
     return "The weights are finite: look at these images and their annotations."
 
 

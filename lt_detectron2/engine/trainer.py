@@ -44,7 +44,13 @@ from .feature_memory import fill_feature_memory
 from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
-from .non_finite import LastStep, NonFiniteValues, check_losses, explain_non_finite
+from .non_finite import (
+    LastStep,
+    NonFiniteValues,
+    check_losses,
+    explain_non_finite,
+    proposals_as_values,
+)
 from .process_state import ProcessState, gather_process_states, restore_process_state
 from .steps import build_step_trainer
 from .stop import StopRequest, StopRequested
@@ -173,11 +179,13 @@ class LongTailTrainer(DefaultTrainer):
         As DefaultTrainer.
 
         Raises:
-            NonFiniteLossError: a loss is infinite or no number; the step is saved for replay.
+            NonFiniteLossError: a loss, or a proposal, is infinite or no number; the step is saved
+                for replay.
         """
         self._last_step.forget()
         try:
-            super().run_step()
+            with proposals_as_values():
+                super().run_step()
         except NonFiniteValues as found:
             raise explain_non_finite(
                 found.terms, self.iter, self._last_step, self.model, self.statistics, self.cfg

@@ -27,14 +27,15 @@ NAME = "non_finite_test_set"
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, request):
     small_set.register(NAME, tmp_path)
     cfg = load_config(
         "configs/SynthLT/softmax_smoke.yaml",
         ["DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
         + ["MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES), "SOLVER.IMS_PER_BATCH", "8"]
         + ["LONG_TAIL.LOSS.NAME", "EqualizationLossV2", "MODEL.DEVICE", "cpu"]
-        + ["DATALOADER.NUM_WORKERS", "0", "MODEL.MASK_ON", "True", "SOLVER.MAX_ITER", "3"],
+        + ["DATALOADER.NUM_WORKERS", "0", "MODEL.MASK_ON", "True", "SOLVER.MAX_ITER", "3"]
+        + getattr(request, "param", []),
     )
     yield LongTailTrainer(cfg)
     small_set.unregister(NAME)
@@ -100,6 +101,65 @@ def test_diverged_weights_are_named(trainer, tmp_path, capsys):
     (path,) = (tmp_path / "non_finite").iterdir()
     assert main(["replay", str(path)]) == 0
     assert "loss_box_reg nan <--" in capsys.readouterr().out.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (float("inf"), r"1 parameters or buffers were not finite before \(proposal_generator.*: "),
+        (1e38, "The weights are finite, and every image gives it: perhaps "),
+    ],
+)
+def test_proposals_are_explained(trainer, tmp_path, capsys, weight, reason):
+    """Boxes that the RPN refuses, before there is a loss, are explained and saved like one."""
+    with torch.no_grad():
+        trainer.model.proposal_generator.rpn_head.anchor_deltas.weight[0] = weight
+    message = f"proposals is nan at iteration 0; each of these .* {reason}the training has"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.train()
+    (path,) = (tmp_path / "non_finite").iterdir()
+    assert main(["replay", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 8 and all("proposals nan <--" in line for line in lines)
+
+
+CASCADE = ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads"]
+CASCADE += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+
+
+@pytest.mark.parametrize("trainer", [CASCADE], indirect=True)
+def test_boxes_between_stages_are_explained(trainer):
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor[0].bbox_pred.weight[0] = float("inf")
+    message = r"^proposals is nan at iteration 0; .* not finite before \(roi_heads.box_predictor.0"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.train()
+
+
+def test_image_of_proposals_is_named(trainer, monkeypatch):
+    proposals = trainer.model.proposal_generator
+    forward = proposals.forward
+
+    def refuse(images, features, instances):
+        if any((of_image.gt_classes == 4).any() for of_image in instances):
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. And so on.")
+        return forward(images, features, instances)
+
+    monkeypatch.setattr(proposals, "forward", refuse)
+    message = "each of these images alone gives it: image 5 with class 0, class 4. The weights are"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("divide by zero"), AssertionError()])
+def test_other_errors_are_left_alone(trainer, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trainer.model.proposal_generator, "forward", fail)
+    with pytest.raises(type(error)) as raised:
+        trainer.train()
+    assert raised.value is error
 
 
 def train_spoiled_in_second(folder, data):

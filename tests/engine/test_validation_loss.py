@@ -17,7 +17,7 @@ from lt_detectron2.engine.validation_loss import (
     computing_losses,
     validation_losses,
 )
-from lt_detectron2.errors import DatasetError, UserError
+from lt_detectron2.errors import DatasetError, NonFiniteLossError, UserError
 from lt_detectron2.random_state import random_state
 from tests.modeling.detectors import batch, small_config, small_detector
 
@@ -179,3 +179,12 @@ def test_damaged_image_is_named(tmp_path, dataset):
             validation_losses(cfg, model)
     finally:
         image.write_bytes(whole)
+
+
+def test_diverged_training_is_explained(tmp_path):
+    """The weights may have become no numbers in the step before."""
+    cfg, model = detector(tmp_path)
+    with torch.no_grad():
+        model.proposal_generator.rpn_head.anchor_deltas.weight[0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=rf"image \d+ of {DATASET}: .* SOLVER.BASE_LR"):
+        validation_losses(cfg, model)
