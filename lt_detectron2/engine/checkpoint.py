@@ -20,6 +20,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import PART_SUFFIX, replacing
 from ..modeling.freeze import select
 from ..statistics import ClassStatistics
+from .non_finite import not_finite
 from .safe_loading import load_checkpoint_file
 
 logger = logging.getLogger(__name__)
@@ -211,8 +212,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         know it, and what its main branch notes of it is for a ``_load_file`` of its own.
 
         Raises:
-            CheckpointError: no such file, or it cannot be fetched; or ``strict``, and the
-                checkpoint does not fit the model.
+            CheckpointError: no such file, or it cannot be fetched; or its weights are no numbers;
+                or ``strict``, and the checkpoint does not fit the model.
         """
         self._matches_names = path.endswith(MATCHING)
         path = path.removesuffix(MATCHING)
@@ -221,7 +222,15 @@ class LongTailCheckpointer(DetectionCheckpointer):
             self._fetch(path)
         elif path:
             check_weights(path)
-        return super().load(path, *args, **kwargs)
+        rest = super().load(path, *args, **kwargs)
+        broken = not_finite(self._unwrapped())
+        if path and broken:
+            raise CheckpointError(
+                f"{path}: {len(broken)} parameters have values that are infinite or no numbers "
+                f"({broken[0]}), the training had diverged: take an earlier checkpoint, to resume "
+                f"by writing its name to {LAST_FILE} beside it, with a lower SOLVER.BASE_LR"
+            )
+        return rest
 
     def _fetch(self, address: str) -> None:
         """Get the file of an address into the cache, which loading then takes it from."""

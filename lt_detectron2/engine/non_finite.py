@@ -75,6 +75,30 @@ def proposals_as_values() -> Iterator[None]:
         raise NonFiniteValues({PROPOSALS: math.nan}) from error
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """The names of parameters with values that are infinite or no numbers; waits for them once."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        return []
+    finite = torch.stack([value.isfinite().all() for value in parameters.values()])
+    return [name for name, is_finite in zip(parameters, finite.tolist()) if not is_finite]
+
+
+def check_weights_are_finite(model: nn.Module, purpose: str) -> None:
+    """
+    Before something that only finite weights are of use for.
+
+    Raises:
+        NonFiniteLossError: they are not; the message begins with what they were needed for.
+    """
+    broken = not_finite(model)
+    if broken:
+        raise NonFiniteLossError(
+            f"{purpose}: {len(broken)} parameters have values that are infinite or no numbers "
+            f"({broken[0]}): {DIVERGED}"
+        )
+
+
 class LastStep:
     """
     Remembers what the newest training step of a model was given.

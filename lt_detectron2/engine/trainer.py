@@ -28,7 +28,7 @@ from ..data.statistics import (
     training_statistics,
     write_statistics,
 )
-from ..errors import ConfigError
+from ..errors import ConfigError, NonFiniteLossError
 from ..evaluation.coco import LongTailCOCOEvaluator
 from ..evaluation.inference import running_for
 from ..evaluation.lvis import LongTailLVISEvaluator
@@ -45,9 +45,11 @@ from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
 from .non_finite import (
+    DIVERGED,
     LastStep,
     NonFiniteValues,
     check_losses,
+    check_weights_are_finite,
     explain_non_finite,
     proposals_as_values,
 )
@@ -135,7 +137,10 @@ class LongTailTrainer(DefaultTrainer):
 
         Raises:
             CheckpointError: it cannot be written; only in the main process.
+            NonFiniteLossError: the weights are no numbers, and would take the place of some that
+                are.
         """
+        check_weights_are_finite(self._model, f"no checkpoint of iteration {self.iter}")
         self._save(name, gather_process_states(self._model))
 
     def _save(self, name: str, states: list[ProcessState]) -> None:
@@ -234,13 +239,19 @@ class LongTailTrainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """As DefaultTrainer.test, with the model made to return what our evaluators work with."""
         if cfg.DATASETS.TEST:
+            check_weights_are_finite(model, "no evaluation")
             prepare_calibration(cfg, model)
         results = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
             data_loader = cls.build_test_loader(cfg, name)  # may have to generate the set first
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            with running_for(evaluator, model):
-                results[name] = inference_on_dataset(model, data_loader, evaluator)
+            try:
+                with running_for(evaluator, model), proposals_as_values():
+                    results[name] = inference_on_dataset(model, data_loader, evaluator)
+            except NonFiniteValues:
+                raise NonFiniteLossError(
+                    f"evaluation of {name}: boxes are infinite or no numbers: {DIVERGED}"
+                ) from None
             _print_results(name, results[name])
         return results if len(results) > 1 else next(iter(results.values()), {})
 

@@ -5,11 +5,13 @@ import time
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils import comm
 
 from lt_detectron2.commands.command_line import main
 from lt_detectron2.data import statistics as data_statistics
+from lt_detectron2.engine.checkpoint import LongTailCheckpointer
 from lt_detectron2.engine.non_finite import (
     NonFiniteValues,
     check_losses,
@@ -19,7 +21,7 @@ from lt_detectron2.engine.non_finite import (
 )
 from lt_detectron2.engine.setup import load_config
 from lt_detectron2.engine.trainer import LongTailTrainer
-from lt_detectron2.errors import NonFiniteLossError, UserError
+from lt_detectron2.errors import CheckpointError, NonFiniteLossError, UserError
 from tests.engine import small_set, toy_jobs, toy_training
 from tests.modeling.detectors import NUM_CLASSES
 
@@ -160,6 +162,53 @@ def test_other_errors_are_left_alone(trainer, monkeypatch, error):
     with pytest.raises(type(error)) as raised:
         trainer.train()
     assert raised.value is error
+
+
+class Diverge(HookBase):
+    """Weights become no numbers in step 1."""
+
+    def after_step(self):
+        if self.trainer.iter == 1:
+            with torch.no_grad():
+                self.trainer.model.roi_heads.box_predictor.bbox_pred.weight[0] = float("nan")
+
+
+TESTED = ["DATASETS.TEST", f"('{NAME}',)"]
+
+
+@pytest.mark.parametrize("trainer", [[*TESTED, "SOLVER.CHECKPOINT_PERIOD", "1"]], indirect=True)
+def test_diverged_weights_are_not_saved(trainer, tmp_path):
+    """Weights that are no numbers take the place of no checkpoint, and are not evaluated."""
+    trainer.register_hooks([Diverge()])
+    trainer._hooks.insert(0, trainer._hooks.pop())
+    where = r"1 parameters have .* \(roi_heads.box_predictor.bbox_pred.weight\): the training has"
+    with pytest.raises(NonFiniteLossError, match=f"^no checkpoint of iteration 1: {where}"):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    with pytest.raises(NonFiniteLossError, match=f"^no evaluation: {where}"):
+        trainer.evaluate()
+
+
+def test_diverged_weights_are_not_loaded(trainer, tmp_path):
+    """A checkpoint whose weights are no numbers is refused, for whatever it is loaded."""
+    layer = trainer.model.roi_heads.box_predictor.bbox_pred
+    name = "roi_heads.box_predictor.bbox_pred.bias"
+    state = {**trainer.model.state_dict(), name: torch.full_like(layer.bias, float("-inf"))}
+    path = tmp_path / "diverged.pth"
+    torch.save({"model": state}, path)
+    message = rf"diverged.pth: 1 parameters have .* \({name}\), .* last_checkpoint"
+    with pytest.raises(CheckpointError, match=message):
+        LongTailCheckpointer(trainer.model).load(str(path))
+    layer.reset_parameters()  # what starts afresh may have been anything
+    LongTailCheckpointer(trainer.model, reinit=[name]).load(str(path))
+
+
+@pytest.mark.parametrize("trainer", [[*CASCADE, *TESTED]], indirect=True)
+def test_evaluation_of_infinite_boxes_is_explained(trainer):
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor[0].bbox_pred.weight[0] = 1e38
+    with pytest.raises(NonFiniteLossError, match=f"^evaluation of {NAME}: boxes are infinite or"):
+        trainer.evaluate()
 
 
 def train_spoiled_in_second(folder, data):
