@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import json
+import os
 import subprocess
 import sys
 
@@ -74,3 +76,21 @@ def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("lt_detectron2.commands.stats.is_annotation_file", fail)
     with pytest.raises(OSError, match="Cannot allocate memory"):
         main(["stats", "any.json"])
+
+
+def test_letters_that_the_terminal_lacks(tmp_path):
+    """As in a container without a locale, whose users still have classes with names."""
+    categories = [{"id": 1, "name": "\u732b"}]
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+    path = tmp_path / "\u6807\u6ce8.json"
+    content = {"images": [image], "annotations": [box], "categories": categories}
+    path.write_text(json.dumps(content), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "lt_detectron2", "stats", str(path)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u732b" in done.stdout
