@@ -41,6 +41,7 @@ from .blame import build_or_blame
 from .checkpoint import LongTailCheckpointer, StatisticsRecord
 from .class_means import prepare_calibration
 from .feature_memory import fill_feature_memory
+from .full_memory import explain_full_memory, is_want_of_memory
 from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
@@ -186,6 +187,7 @@ class LongTailTrainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: a loss, or a proposal, is infinite or no number; the step is saved
                 for replay.
+            UserError: there is too little memory; the message says what needs less.
         """
         self._last_step.forget()
         try:
@@ -195,6 +197,12 @@ class LongTailTrainer(DefaultTrainer):
             raise explain_non_finite(
                 found.terms, self.iter, self._last_step, self.model, self.statistics, self.cfg
             ) from None
+        except RuntimeError as error:
+            if is_want_of_memory(error):
+                raise explain_full_memory(
+                    error, self.iter, self._last_step.batch, self.cfg
+                ) from error
+            raise
 
     def build_hooks(self) -> list[HookBase | None]:
         # First, so that what it counts is in the checkpoint, and what it logs is written.
