@@ -88,6 +88,7 @@ def test_letters_that_the_terminal_lacks(tmp_path):
     path.write_text(json.dumps(content), "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "lt_detectron2", "stats", str(path)],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
