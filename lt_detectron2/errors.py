@@ -21,7 +21,11 @@ class CheckpointError(UserError):
 
 
 class NonFiniteLossError(UserError, FloatingPointError):
-    """A loss became infinite or no number; the step is saved for `lt-detectron2 replay`."""
+    """A loss, a proposal or a weight is infinite or no number; the message says what is saved."""
+
+
+class FullMemoryError(UserError, RuntimeError):
+    """A training step that found no memory."""
 
 
 class ExportError(UserError):

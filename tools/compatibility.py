@@ -145,7 +145,8 @@ def prepare(name: str, cell: Cell, python: str) -> Path:
     venv_python = venv / "bin" / "python"
     pip = [str(venv_python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ready, wanted = venv / ".ready", "\n".join([repr(cell), *lowest_versions(), *pinned()])
-    if not ready.is_file() or ready.read_text("utf-8") != wanted:
+    is_newest = any("==" not in package for package in cell.packages)  # another one each time
+    if is_newest or not ready.is_file() or ready.read_text("utf-8") != wanted:
         run([python, "-m", "venv", str(venv)])
         if cell.rest == "nothing":
             run([*pip, *cell.packages, *pinned(*TEST_PROGRAMS)])
@@ -157,7 +158,7 @@ def prepare(name: str, cell: Cell, python: str) -> Path:
             run([str(venv_python), str(ROOT / "tools/install_detectron2.py")])
             run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
         elif cell.packages:
-            run([*pip, *cell.packages])
+            run([*pip, "--upgrade", *cell.packages])
     if cell.rest == "pinned":
         run(["make", "environment", f"VENV={venv}", f"PYTHON={python}"])
     if cell.extras:

@@ -71,6 +71,7 @@ def verbatim(text: str) -> str:
 
 def to_pixels(figure: Figure) -> np.ndarray:
     """(3, height, width) uint8 picture of a figure, as TensorBoard takes it; closes it."""
+    fonts.use_in(figure)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[:, :, :3].transpose(2, 0, 1).copy()
     plt.close(figure)
@@ -102,6 +103,7 @@ def save(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    fonts.use_in(figure)
     figure.savefig(path, dpi=DOTS_PER_INCH, format="png")
     plt.close(figure)
     if columns is not None:

@@ -223,12 +223,13 @@ class LongTailCheckpointer(DetectionCheckpointer):
         elif path:
             check_weights(path)
         rest = super().load(path, *args, **kwargs)
-        broken = not_finite(self._unwrapped())
+        broken = not_finite(self._unwrapped().named_parameters())
         if path and broken:
             raise CheckpointError(
                 f"{path}: {len(broken)} parameters have values that are infinite or no numbers "
-                f"({broken[0]}), the training had diverged: take an earlier checkpoint, to resume "
-                f"by writing its name to {LAST_FILE} beside it, with a lower SOLVER.BASE_LR"
+                f"({broken[0]}), the training had diverged: take an earlier checkpoint as "
+                "MODEL.WEIGHTS; a training begins anew from it, with a lower SOLVER.BASE_LR and "
+                "without --resume, which would keep the learning rate"
             )
         return rest
 

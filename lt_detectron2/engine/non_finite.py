@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ REFUSALS = "Predicted boxes or scores contain Inf/NaN", "Box tensor contains inf
 """What the RPN says, and the second stage of a cascade of the boxes of the first."""
 
 DIVERGED = (
-    "the training has diverged; lower SOLVER.BASE_LR, lengthen the warm-up or clip gradients."
+    "the training has diverged; start it again with a lower SOLVER.BASE_LR, a longer warm-up or "
+    "clipped gradients (--resume would keep the learning rate)."
 )
 
 
@@ -75,13 +76,19 @@ def proposals_as_values() -> Iterator[None]:
         raise NonFiniteValues({PROPOSALS: math.nan}) from error
 
 
-def not_finite(model: nn.Module) -> list[str]:
-    """The names of parameters with values that are infinite or no numbers; waits for them once."""
-    parameters = dict(model.named_parameters())
-    if not parameters:
+def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those with values that are infinite or no numbers; waits for them once."""
+    named = dict(parameters)
+    if not named:
         return []
-    finite = torch.stack([value.isfinite().all() for value in parameters.values()])
-    return [name for name, is_finite in zip(parameters, finite.tolist()) if not is_finite]
+    device = next(iter(named.values())).device
+    finite = torch.stack([value.isfinite().all().to(device) for value in named.values()])
+    return [name for name, is_finite in zip(named, finite.tolist()) if not is_finite]
+
+
+def diverged(model: nn.Module) -> list[str]:
+    """Names of trained parameters with values that are infinite or no numbers."""
+    return not_finite((n, p) for n, p in model.named_parameters() if p.requires_grad)
 
 
 def check_weights_are_finite(model: nn.Module, purpose: str) -> None:
@@ -91,7 +98,7 @@ def check_weights_are_finite(model: nn.Module, purpose: str) -> None:
     Raises:
         NonFiniteLossError: they are not; the message begins with what they were needed for.
     """
-    broken = not_finite(model)
+    broken = diverged(model)
     if broken:
         raise NonFiniteLossError(
             f"{purpose}: {len(broken)} parameters have values that are infinite or no numbers "

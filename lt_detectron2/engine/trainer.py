@@ -51,6 +51,7 @@ from .non_finite import (
     NonFiniteValues,
     check_losses,
     check_weights_are_finite,
+    diverged,
     explain_non_finite,
     proposals_as_values,
 )
@@ -176,7 +177,8 @@ class LongTailTrainer(DefaultTrainer):
             yield
         except StopRequested:
             # Not self.save: other processes may be somewhere else in what was ended.
-            if self.iter < self.max_iter and self.iter != self._saved_iteration:
+            is_due = self.iter < self.max_iter and self.iter != self._saved_iteration
+            if is_due and not diverged(self._model):
                 self._save(f"model_{self.iter:07d}", states)
             raise
 
@@ -187,7 +189,7 @@ class LongTailTrainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: a loss, or a proposal, is infinite or no number; the step is saved
                 for replay.
-            UserError: there is too little memory; the message says what needs less.
+            FullMemoryError: there is too little memory; the message says what needs less.
         """
         self._last_step.forget()
         try:
@@ -198,11 +200,10 @@ class LongTailTrainer(DefaultTrainer):
                 found.terms, self.iter, self._last_step, self.model, self.statistics, self.cfg
             ) from None
         except RuntimeError as error:
-            if is_want_of_memory(error):
-                raise explain_full_memory(
-                    error, self.iter, self._last_step.batch, self.cfg
-                ) from error
-            raise
+            # Of a batch that the model has got: not what a worker that loads the next one lacks.
+            if not (self._last_step.batch and is_want_of_memory(error)):
+                raise
+            raise explain_full_memory(error, self.iter, self._last_step.batch, self.cfg) from error
 
     def build_hooks(self) -> list[HookBase | None]:
         # First, so that what it counts is in the checkpoint, and what it logs is written.

@@ -28,7 +28,12 @@ from ..errors import ConfigError, NonFiniteLossError, about
 from ..losses.base import ClassificationLoss
 from ..progress import track
 from ..random_state import keeping_random_state
-from .non_finite import DIVERGED, NonFiniteValues, proposals_as_values
+from .non_finite import (
+    DIVERGED,
+    NonFiniteValues,
+    check_weights_are_finite,
+    proposals_as_values,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ class ValidationLoss(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
+            check_weights_are_finite(self._model, "no validation loss")
             with self.trainer.saving_before_stop():
                 losses = validation_losses(self._cfg, self._model, self.trainer.stop.at_once)
             total = {"total_loss": sum(losses.values())}

@@ -19,9 +19,10 @@ SQUARE = [(0, 0), (0, 900), (900, 900), (900, 0)]
 @pytest.fixture
 def as_if_new(monkeypatch):
     """Nothing is known of this machine's fonts, and what a test does to them is forgotten."""
-    caches = fonts._letters_of, fonts._with_those_of_this_machine, fonts._warn_of_boxes
+    caches = fonts._letters_of, fonts._installed, fonts._warn_of_boxes
     for cache in caches:
         cache.cache_clear()
+    monkeypatch.setattr(fonts, "_family_of", {})
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
     with matplotlib.rc_context():
@@ -51,10 +52,13 @@ def font_with(letters, path, family):
     return str(path)
 
 
-def drawn(text):
+def drawn(text, on_axis=False):
     """Picture of a text, and what matplotlib says about it."""
     figure, axes = new_figure(2, 2)
-    axes.text(0.1, 0.5, verbatim(text))
+    if on_axis:
+        axes.set_yticks([0.5], [verbatim(text)])
+    else:
+        axes.text(0.1, 0.5, verbatim(text))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         return to_pixels(figure), [str(warning.message) for warning in said]
@@ -74,10 +78,19 @@ def test_font_of_this_machine_is_used(as_if_new, tmp_path, monkeypatch, caplog):
     assert (picture[0] == 0).sum() > (drawn("\u7ea2 cat")[0][0] == 0).sum() > 0
 
 
+@pytest.mark.parametrize("family", ["Noto Sans CJK SC", "A font of one's own"])
+def test_names_on_an_axis(as_if_new, tmp_path, monkeypatch, caplog, family):
+    """Their texts are made with the axes, before the first name is known."""
+    path = font_with("\u7ea2\u8272", tmp_path / "font.ttf", family)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [path])
+    _, said = drawn("\u7ea2\u8272", on_axis=True)
+    assert not said and not caplog.records
+
+
 def test_letters_without_a_font_are_named_once(as_if_new, caplog):
     with caplog.at_level(logging.WARNING):
-        for text in ("\u7ea2", "\u8272 \u7ea2", "\u0e04", "cat", "\U0001f996"):
-            verbatim(text)
+        for text in ("\u7ea2", "\u8272 \u7ea2", "\u0e04", "cat", "\U0001f996", "\U00017000"):
+            verbatim(text)  # the last is a letter without a name
     assert [record.args for record in caplog.records] == [("CJK",), ("THAI",), ("such",)]
     assert "fonts-noto-cjk" in caplog.text
 

@@ -1,6 +1,7 @@
 """A loss that is no number: what the error says, what is saved, and that it can be replayed."""
 
 import itertools
+import signal
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from lt_detectron2.engine.non_finite import (
     losses_by_image,
 )
 from lt_detectron2.engine.setup import load_config
+from lt_detectron2.engine.stop import StopRequested
 from lt_detectron2.engine.trainer import LongTailTrainer
 from lt_detectron2.errors import CheckpointError, NonFiniteLossError, UserError
 from tests.engine import small_set, toy_jobs, toy_training
@@ -189,6 +191,18 @@ def test_diverged_weights_are_not_saved(trainer, tmp_path):
         trainer.evaluate()
 
 
+@pytest.mark.parametrize("trainer", [TESTED], indirect=True)
+def test_stop_saves_no_diverged_weights(trainer, tmp_path):
+    """Also a stop during an evaluation leaves the checkpoint of before."""
+    trainer.save("model_before")
+    trainer.iter = 1
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor.bbox_pred.weight[0] = float("nan")
+    with pytest.raises(StopRequested), trainer.saving_before_stop():
+        raise StopRequested(signal.SIGTERM)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_before.pth"
+
+
 def test_diverged_weights_are_not_loaded(trainer, tmp_path):
     """A checkpoint whose weights are no numbers is refused, for whatever it is loaded."""
     layer = trainer.model.roi_heads.box_predictor.bbox_pred
@@ -196,7 +210,7 @@ def test_diverged_weights_are_not_loaded(trainer, tmp_path):
     state = {**trainer.model.state_dict(), name: torch.full_like(layer.bias, float("-inf"))}
     path = tmp_path / "diverged.pth"
     torch.save({"model": state}, path)
-    message = rf"diverged.pth: 1 parameters have .* \({name}\), .* last_checkpoint"
+    message = rf"diverged.pth: 1 parameters have .* \({name}\), .* without --resume"
     with pytest.raises(CheckpointError, match=message):
         LongTailCheckpointer(trainer.model).load(str(path))
     layer.reset_parameters()  # what starts afresh may have been anything

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import PIL
 import pytest
 from detectron2.data import DatasetMapper
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from lt_detectron2.errors import DatasetError
 from .mutations import damaged, each_number, explore, works_or_is_explained
 
 HEIGHT, WIDTH = 24, 32
-PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 RECORD = {"image_id": 7, "height": HEIGHT, "width": WIDTH}
 
 
@@ -38,6 +36,14 @@ def picture():
 @pytest.fixture(scope="module")
 def mapper():
     return CheckedMapper(DatasetMapper(is_train=False, augmentations=[], image_format="RGB"))
+
+
+def pillow_reads(path):
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
 
 
 def read(mapper, path):
@@ -64,8 +70,8 @@ def test_modes_look_alike(tmp_path, mapper, mode):
     path = tmp_path / f"image.{kind}"
     image = picture().quantize() if mode == "P" else picture().convert(mode)
     path.write_bytes(encoded(image, kind))
-    if mode == "YCbCr" and PILLOW < (10,):
-        pytest.skip("Pillow 9 cannot read the YCbCr files that it writes")
+    if mode == "YCbCr" and not pillow_reads(path):  # 9 and 12.3
+        pytest.skip("this Pillow cannot read the YCbCr files that it writes")
     pixels = read(mapper, path).float()
     expected = picture().convert("L") if mode in ("L", "LA", "1") else picture()
     expected = np.asarray(expected.convert("RGB"), dtype=np.float32).transpose(2, 0, 1)
