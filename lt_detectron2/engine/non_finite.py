@@ -76,6 +76,23 @@ def proposals_as_values() -> Iterator[None]:
         raise NonFiniteValues({PROPOSALS: math.nan}) from error
 
 
+@contextlib.contextmanager
+def explaining_proposals(purpose: str) -> Iterator[None]:
+    """
+    Inside, where no step is taken that could be saved, the same is an error with a remedy.
+
+    Raises:
+        NonFiniteLossError: it happened; the message begins with what the proposals were for.
+    """
+    try:
+        with proposals_as_values():
+            yield
+    except NonFiniteValues:
+        raise NonFiniteLossError(
+            f"{purpose}: boxes are infinite or no numbers: {DIVERGED}"
+        ) from None
+
+
 def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of those with values that are infinite or no numbers; waits for them once."""
     named = dict(parameters)

@@ -28,7 +28,7 @@ from ..data.statistics import (
     training_statistics,
     write_statistics,
 )
-from ..errors import ConfigError, NonFiniteLossError
+from ..errors import ConfigError
 from ..evaluation.coco import LongTailCOCOEvaluator
 from ..evaluation.inference import running_for
 from ..evaluation.lvis import LongTailLVISEvaluator
@@ -46,13 +46,13 @@ from .gradient_clipping import build_clipped_optimizer
 from .gradient_recorder import build_gradient_recorder
 from .hooks import complete_hooks
 from .non_finite import (
-    DIVERGED,
     LastStep,
     NonFiniteValues,
     check_losses,
     check_weights_are_finite,
     diverged,
     explain_non_finite,
+    explaining_proposals,
     proposals_as_values,
 )
 from .process_state import ProcessState, gather_process_states, restore_process_state
@@ -254,13 +254,8 @@ class LongTailTrainer(DefaultTrainer):
         for index, name in enumerate(cfg.DATASETS.TEST):
             data_loader = cls.build_test_loader(cfg, name)  # may have to generate the set first
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            try:
-                with running_for(evaluator, model), proposals_as_values():
-                    results[name] = inference_on_dataset(model, data_loader, evaluator)
-            except NonFiniteValues:
-                raise NonFiniteLossError(
-                    f"evaluation of {name}: boxes are infinite or no numbers: {DIVERGED}"
-                ) from None
+            with running_for(evaluator, model), explaining_proposals(f"evaluation of {name}"):
+                results[name] = inference_on_dataset(model, data_loader, evaluator)
             _print_results(name, results[name])
         return results if len(results) > 1 else next(iter(results.values()), {})
 

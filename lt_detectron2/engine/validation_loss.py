@@ -24,16 +24,11 @@ from torch import nn
 
 from ..data.images import CheckedMapper
 from ..data.validate import check_masks
-from ..errors import ConfigError, NonFiniteLossError, about
+from ..errors import ConfigError, about
 from ..losses.base import ClassificationLoss
 from ..progress import track
 from ..random_state import keeping_random_state
-from .non_finite import (
-    DIVERGED,
-    NonFiniteValues,
-    check_weights_are_finite,
-    proposals_as_values,
-)
+from .non_finite import check_weights_are_finite, explaining_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +103,9 @@ def validation_losses(
         loader, num_images = _annotated_images(cfg)
         batches = track(loader, "validation loss", quiet=not comm.is_main_process())
         for position, batch in enumerate(batches):
-            try:
-                with proposals_as_values():
-                    losses = model(batch)
-            except NonFiniteValues:
-                raise NonFiniteLossError(
-                    "validation loss: proposals are infinite or no numbers, for image "
-                    f"{batch[0]['image_id']!r} of {', '.join(cfg.DATASETS.TEST)}: {DIVERGED}"
-                ) from None
+            image = f"image {batch[0]['image_id']!r} of {', '.join(cfg.DATASETS.TEST)}"
+            with explaining_proposals(f"validation loss, {image}"):
+                losses = model(batch)
             if position * comm.get_world_size() + comm.get_rank() < num_images:  # not padding
                 for name, value in losses.items():
                     sums[name] += float(value)
